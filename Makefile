@@ -1,0 +1,62 @@
+# `make run` and `make test` do all the set-up on a fresh machine: they make .venv, install the pinned versions
+# into it once (again when pyproject.toml or constraints.txt change), and go.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The pinned versions are for Python 3.11 and 3.12, so these come before whatever `python3` is.
+PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name)))),python3)
+PINNED := pyproject.toml constraints.txt
+# By environment and not by `-c`, so that the versions hold for what builds the packages too.
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+
+.PHONY: help run test evaluate clean
+
+help:
+	@echo "make run [ARGS=...]       render the bundled portrait and voice to out.mp4 (ifmdm render ARGS)"
+	@echo "make test                 run the tests and the linter"
+	@echo "make evaluate ARGS=...    ifmdm evaluate ARGS, e.g. ARGS=\"--data clips/\""
+	@echo "make clean                remove $(VENV) and the caches"
+
+run: $(VENV)/.run
+	@$(BIN)/ifmdm render $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+evaluate: $(VENV)/.evaluate
+	@$(BIN)/ifmdm evaluate $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing python3 and python3-venv."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv >/dev/null; \
+		else \
+			echo "ifmdm needs Python 3.11 or newer with venv: sudo apt-get install python3 python3-venv" >&2; exit 1; \
+		fi; }
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# PyAV, OpenCV and the rest come as wheels; nothing is compiled and no system library is needed.
+$(VENV)/.run: $(PINNED) | $(BIN)/python
+	@echo "Installing ifmdm into $(VENV) (once; a few minutes with a slow network)."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(PINNED) | $(BIN)/python
+	@echo "Installing ifmdm with what tests and training need into $(VENV) (once; torch is large)."
+	@$(PIP) --editable '.[test,train]'
+	@touch $@ $(VENV)/.run
+
+# mediapipe asks for opencv-contrib-python, which puts a cv2 that needs libGL over the headless one of the same
+# version. The headless one goes back on top: it has all that anybody here calls.
+$(VENV)/.evaluate: $(PINNED) | $(BIN)/python
+	@echo "Installing ifmdm with what evaluation needs into $(VENV) (once)."
+	@$(PIP) --editable '.[evaluate,train]'
+	@$(PIP) --force-reinstall --no-deps opencv-python-headless
+	@touch $@ $(VENV)/.run
