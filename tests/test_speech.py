@@ -1,0 +1,340 @@
+import os
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import speech
+from engine.errors import InputError
+from engine.speech import SAMPLE_RATE, SpeechInput, VoiceError, is_silent, level_db, read_voice
+
+RATES = [4_000, 8_000, 11_025, 16_000, 22_050, 44_099, 44_100, 48_000, 96_000, 192_000, 768_000]
+
+
+def noise(n: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((n, channels)) * 0.2).clip(-1, 1).astype(np.float32)
+
+
+def tone(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+def streamed(samples: np.ndarray, rate: int, chunks: list[int] | None = None) -> np.ndarray:
+    """The samples through a SpeechInput, in chunks of these sizes over and over, or at once."""
+    stream = SpeechInput(rate, samples.shape[1] if samples.ndim == 2 else 1)
+    out, at, turn = [], 0, 0
+    while at < len(samples):
+        size = chunks[turn % len(chunks)] if chunks else len(samples)
+        out.append(stream.push(samples[at : at + size]))
+        at, turn = at + size, turn + 1
+    return np.concatenate([*out, stream.finish()])
+
+
+def write(path: Path, samples: np.ndarray, rate: int, codec: str, fmt: str, layout: str = "mono") -> Path:
+    """Encode (n, channels) float32."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout, format=fmt)
+        resampler = av.AudioResampler(fmt, layout, rate)
+        for at in range(0, len(samples), 960):
+            packed = np.ascontiguousarray(samples[at : at + 960], np.float32).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+            frame.sample_rate, frame.pts = rate, at
+            for made in resampler.resample(frame):
+                container.mux(stream.encode(made))
+        for made in [*resampler.resample(None), None]:
+            container.mux(stream.encode(made))
+    return path
+
+
+def refusal(path: object) -> str:
+    """The message with which a file is refused, having checked that it is one clean line."""
+    with pytest.raises(VoiceError) as caught:
+        read_voice(path)
+    message = str(caught.value)
+    assert isinstance(caught.value, InputError)
+    assert message.isprintable() and len(message) < 400
+    return message
+
+
+@settings(max_examples=60)
+@given(
+    rate=st.sampled_from(RATES[:9]),
+    channels=st.integers(1, 3),
+    seconds=st.floats(0, 1.2),
+    integers=st.booleans(),
+    parts=st.data(),
+)
+def test_any_chunking_gives_the_same_bits(rate, channels, seconds, integers, parts):
+    samples = noise(round(seconds * rate), channels)
+    if integers:
+        samples = (samples * 32767).astype(np.int16)
+    # One sample at a time costs most; a short list of sizes, used in turn, is as hard on the buffering.
+    sizes = parts.draw(st.lists(st.sampled_from([1, 2, 37, 441, rate // 100, rate // 3, rate]), min_size=1))
+    sizes = [max(1, size) for size in sizes]
+    if len(samples) > 5000 and max(sizes) < 10:
+        sizes.append(997)
+    whole = streamed(samples, rate)
+    assert streamed(samples, rate, sizes).tobytes() == whole.tobytes()
+    assert whole.dtype == np.float32 and whole.ndim == 1
+    assert len(whole) == -(-len(samples) * SAMPLE_RATE // rate)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_sample_by_sample_gives_the_same_bits(rate):
+    samples = noise(rate // 5)
+    assert streamed(samples, rate, [1]).tobytes() == streamed(samples, rate).tobytes()
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100, 1001])
+def test_length_is_exact_for_few_samples(rate, n):
+    assert len(streamed(noise(n), rate)) == -(-n * SAMPLE_RATE // rate)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.31234, 0.5])
+def test_an_impulse_lands_when_it_sounded(rate, seconds):
+    at = round(seconds * rate)
+    samples = np.zeros(max(rate, at + 1), np.float32)
+    samples[at] = 1
+    assert abs(int(np.abs(streamed(samples, rate)).argmax()) - at * SAMPLE_RATE / rate) <= 1
+
+
+def test_16k_mono_passes_untouched():
+    samples = noise(12_345)[:, 0]
+    assert streamed(samples, SAMPLE_RATE, [1, 160, 4000]).tobytes() == samples.tobytes()
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 96_000])
+def test_speech_band_is_kept(rate):
+    made = streamed(tone(1000, rate), rate)
+    assert np.abs(made - tone(1000, SAMPLE_RATE))[400:-400].max() < 2e-3
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+def test_what_16k_cannot_hold_does_not_fold_back(rate):
+    assert level_db(streamed(tone(11_000, rate), rate)[400:-400]) < -60
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_nothing_waits_long(rate):
+    """What is pushed comes out but for a block of 10 ms and the reach of the filter."""
+    assert len(SpeechInput(rate).push(noise(rate))) >= SAMPLE_RATE * 0.98
+
+
+def test_channels_are_averaged():
+    left, right = tone(300, SAMPLE_RATE), tone(500, SAMPLE_RATE)
+    both = streamed(np.stack([left, right], axis=1), SAMPLE_RATE)
+    assert np.allclose(both, (left + right) / 2, atol=1e-7)
+
+
+def test_integers_are_full_scale():
+    samples = np.array([-32768, -1, 0, 1, 32767], np.int16)
+    assert np.array_equal(streamed(samples, SAMPLE_RATE), samples / np.float32(32768))
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_floats_beyond_full_scale_are_clipped(rate):
+    made = streamed(noise(rate) * np.float32(1e38), rate)
+    assert np.isfinite(made).all() and np.abs(made).max() <= 1
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_samples_are_refused_and_not_taken(rate, bad):
+    good = noise(rate // 4)
+    spoilt = good.copy()
+    spoilt[100] = bad
+    stream = SpeechInput(rate)
+    first = stream.push(good[:500])
+    with pytest.raises(VoiceError, match="NaN or infinite"):
+        stream.push(spoilt)
+    made = np.concatenate([first, stream.push(good[500:]), stream.finish()])
+    assert made.tobytes() == streamed(good, rate).tobytes()
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [np.zeros((5, 2), np.float32), np.zeros((1, 5, 1), np.float32), np.zeros(5, np.int32), np.zeros(5, "U1")],
+)
+def test_chunks_of_another_kind_are_refused(chunk):
+    with pytest.raises(VoiceError):
+        SpeechInput(48_000, 1).push(chunk)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(0, 1), (-1, 1), (3_999, 1), (10_000_000, 1), (48_000, 0)])
+def test_streams_of_another_kind_are_refused(rate, channels):
+    with pytest.raises(VoiceError):
+        SpeechInput(rate, channels)
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_a_finished_stream_is_over(rate):
+    stream = SpeechInput(rate)
+    stream.push(noise(1000))
+    stream.finish()
+    assert len(stream.finish()) == 0
+    with pytest.raises(RuntimeError):
+        stream.push(noise(1000))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "fmt", "rate", "layout"),
+    [
+        ("a.wav", "pcm_u8", "u8", 8_000, "mono"),
+        ("a.wav", "pcm_s16le", "s16", 44_100, "stereo"),
+        ("a.wav", "pcm_s24le", "s32", 48_000, "5.1"),
+        ("a.wav", "pcm_s32le", "s32", 16_000, "mono"),
+        ("a.wav", "pcm_f32le", "flt", 96_000, "mono"),
+        ("a.wav", "pcm_f64le", "dbl", 22_050, "stereo"),
+        ("a.flac", "flac", "s16", 32_000, "stereo"),
+        ("a.mp3", "libmp3lame", "fltp", 44_100, "stereo"),
+        ("a.opus", "libopus", "flt", 48_000, "stereo"),
+        ("a.m4a", "aac", "fltp", 44_100, "mono"),
+        ("a.mkv", "flac", "s16", 48_000, "mono"),
+    ],
+)
+def test_any_format_is_read(tmp_path, name, codec, fmt, rate, layout):
+    channels = av.AudioLayout(layout).nb_channels
+    sound = np.repeat(tone(440, rate)[:, None], channels, axis=1)
+    voice = read_voice(write(tmp_path / name, sound, rate, codec, fmt, layout))
+    assert voice.samples.dtype == np.float32
+    assert voice.samples.shape[1] == (channels if channels <= 2 else 1)
+    assert voice.rate == rate and voice.seconds == pytest.approx(1, abs=0.05)
+    assert voice.source == str(tmp_path / name)
+    # The right loudness says that the sample format was understood; mp3 and AAC lose a little at the ends.
+    assert level_db(voice.samples) == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.6)
+    heard = voice.mono16k()
+    assert len(heard) == -(-len(voice.samples) * SAMPLE_RATE // rate)
+    assert heard.tobytes() == streamed(voice.samples, rate, [333]).tobytes()
+
+
+def test_lossless_samples_are_exact(tmp_path):
+    sound = (noise(5000, 2) * 32767).astype(np.int16) / np.float32(32768)
+    voice = read_voice(write(tmp_path / "a.flac", sound, 44_100, "flac", "s16", "stereo"))
+    assert np.array_equal(voice.samples, sound)
+
+
+def test_the_bundled_voice(assets):
+    voice = read_voice(assets / "voice.flac")
+    assert voice.seconds == 11 and voice.samples.shape[1] == 1
+    assert not is_silent(voice.samples)
+    assert len(voice.mono16k()) == 11 * SAMPLE_RATE
+
+
+def test_silence_is_a_voice(tmp_path):
+    voice = read_voice(write(tmp_path / "a.wav", np.zeros((8000, 1)), 16_000, "pcm_s16le", "s16"))
+    assert voice.seconds == 0.5 and is_silent(voice.mono16k())
+
+
+def test_sound_of_a_video_is_read(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width = video.height = 64
+        audio = container.add_stream("aac", rate=48_000, layout="mono")
+        for _ in range(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        frame = av.AudioFrame.from_ndarray(tone(440, 48_000)[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux(audio.encode(frame))
+        container.mux([*video.encode(None), *audio.encode(None)])
+    assert read_voice(path).seconds == pytest.approx(1, abs=0.05)
+
+
+def test_video_without_sound(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width = video.height = 64
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        container.mux(video.encode(None))
+    assert "no sound in it" in refusal(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_samples_in_a_file(tmp_path, bad):
+    sound = noise(5000)
+    sound[1234] = bad
+    assert "NaN or infinite" in refusal(write(tmp_path / "a.wav", sound, 48_000, "pcm_f32le", "flt"))
+
+
+def test_a_file_without_samples(tmp_path):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+    assert "no samples" in refusal(tmp_path / "a.wav")
+
+
+def test_files_that_are_no_sound(tmp_path, assets):
+    for content in (b"hello\n", b"\0" * 5000, np.random.default_rng(0).bytes(5000)):
+        (tmp_path / "a.wav").write_bytes(content)
+        refusal(tmp_path / "a.wav")
+    (tmp_path / "a.wav").write_bytes(b"")
+    assert "empty" in refusal(tmp_path / "a.wav")
+    assert "no sound in it" in refusal(assets / "portraits" / "ada.jpg")
+
+
+def test_paths_that_are_no_files(tmp_path):
+    assert "no such file" in refusal(tmp_path / "nothing.wav")
+    assert "no such file" in refusal(f"{tmp_path}/two\nlines.wav")
+    assert "no such file" in refusal("http://127.0.0.1:9/voice.wav")
+    assert "directory" in refusal(tmp_path)
+    refusal("nul\0byte.wav")
+    refusal("x" * 270)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "regular" in refusal(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "fmt"),
+    [("a.flac", "flac", "s16"), ("a.mp3", "libmp3lame", "fltp"), ("a.m4a", "aac", "fltp")],
+)
+def test_damage_in_the_middle(tmp_path, name, codec, fmt):
+    path = write(tmp_path / name, noise(96_000), 48_000, codec, fmt)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    data[third : 2 * third] = np.random.default_rng(1).bytes(third)
+    path.write_bytes(data)
+    assert "damaged" in refusal(path)
+
+
+def test_a_tag_at_the_end_is_no_damage(tmp_path):
+    path = write(tmp_path / "a.mp3", noise(48_000), 48_000, "libmp3lame", "fltp")
+    path.write_bytes(path.read_bytes() + b"TAG" + np.random.default_rng(1).bytes(125))
+    assert read_voice(path).seconds == pytest.approx(1, abs=0.05)
+
+
+def test_a_recording_that_never_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(speech, "MAX_SECONDS", 1)
+    assert "longer than" in refusal(write(tmp_path / "a.wav", noise(16_100), 16_000, "pcm_s16le", "s16"))
+
+
+@settings(max_examples=30)
+@given(
+    kind=st.sampled_from([".wav", ".flac", ".mp3"]),
+    spots=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damage_anywhere_is_a_clean_refusal_or_a_voice(tmp_path_factory, kind, spots):
+    codecs = {".wav": ("pcm_s16le", "s16"), ".flac": ("flac", "s16"), ".mp3": ("libmp3lame", "fltp")}
+    path = write(tmp_path_factory.mktemp("damage") / f"a{kind}", noise(8000), 16_000, *codecs[kind])
+    data = bytearray(path.read_bytes())
+    for where, value in spots:
+        data[int(where * len(data))] = value
+    path.write_bytes(data)
+    try:
+        voice = read_voice(path)
+        assert np.isfinite(voice.mono16k()).all()
+    except VoiceError as error:
+        assert str(error).isprintable()
+
+
+def test_level():
+    assert level_db(np.ones(100, np.float32)) == pytest.approx(0)
+    assert level_db(tone(440, SAMPLE_RATE)) == pytest.approx(-9.03, abs=0.01)
+    assert level_db(np.zeros(100, np.float32)) == level_db(np.zeros(0, np.float32)) == -120
+    assert is_silent(noise(1000) * 1e-4) and not is_silent(noise(1000))
