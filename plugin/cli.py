@@ -1,0 +1,223 @@
+"""The command `ifmdm`.
+
+Only the chosen command is imported: help stays fast, and nothing but training and evaluation ever sees torch.
+"""
+
+import argparse
+import contextlib
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from plugin import __version__
+
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+# Which extra brings what. A module that is missing and not here is a fault of ours.
+_EXTRAS = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "safetensors": "train",
+    "mediapipe": "evaluate",
+    "dlib": "evaluate",
+    "face_recognition_models": "evaluate",
+}
+_TRAINING = {
+    "prepare": ("prepare", "cut clips into training frames with landmarks and speech"),
+    "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
+    "motion": ("stage2", "train stage 2, the motion diffusion transformer"),
+    "export": ("export", "turn trained checkpoints into the weights that ship"),
+}
+_COMMANDS = {
+    "render": "make an MP4 of a portrait speaking a voice",
+    "train": "train the models (needs the extra: train)",
+    "evaluate": "measure the models on a folder of talking clips (needs the extra: evaluate)",
+}
+_SETTING_FLAGS = {
+    "head.portrait": "--portrait",
+    "render.audio": "--audio",
+    "render.output": "--output",
+    "video.fps": "--fps",
+    "video.size": "--size",
+    "head.intensity": "--intensity",
+    "head.pose": "--pose",
+    "head.seed": "--seed",
+}
+_SWITCHES = {"video.badge": "--badge", "head.consent": "--consent"}
+_METAVARS = {
+    "head.pose": "YAW,PITCH,ROLL",
+    "head.portrait": "NAME|FILE",
+    "render.audio": "FILE",
+    "render.output": "FILE",
+}
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; None takes the program's own. Returns the exit status.
+
+    0: done. 2: something given is wrong, said in one line. 1: our fault. 130, 143: interrupted, terminated.
+    """
+    argv = _join_negative(list(sys.argv[1:] if argv is None else argv))
+    debug = "--debug" in argv
+    try:
+        with _clean_termination():
+            parser, run = _parser(argv)
+            args = parser.parse_args(argv)
+            if run is None:
+                parser.print_help()
+                return BAD_INPUT
+            return run(args) or OK
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, debug)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return _unexpected(error, debug)
+        return _fail(
+            f"this needs {error.name}, which is not installed: pip install 'ifmdm[{extra}]'", BAD_INPUT, debug
+        )
+    except Exception as error:
+        if isinstance(error, _refusals()):
+            return _fail(str(error), BAD_INPUT, debug)
+        return _unexpected(error, debug)
+
+
+def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
+    """The parser for this command line, with the arguments of the chosen command only, and what to run."""
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error comes from"
+    )
+    parser = _Parser("ifmdm", description="A portrait speaks: a live talking head.", parents=[debug])
+    parser.add_argument("--version", action="version", version=f"ifmdm {__version__}")
+    words = [word for word in argv if not word.startswith("-")]
+    command, piece = [*words, "", ""][:2]
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    run = None
+    for name, summary in _COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=_sentence(summary), parents=[debug])
+        if name != command:
+            continue
+        if name == "train":
+            pieces = sub.add_subparsers(title="parts", metavar="PART", required=True)
+            for part, (module, told) in _TRAINING.items():
+                leaf = pieces.add_parser(part, help=told, description=_sentence(told), parents=[debug])
+                if part == piece:
+                    run = _delegate(module, leaf)
+        elif name == "evaluate":
+            run = _delegate("evaluate", sub)
+        else:
+            _add_render_arguments(sub)
+            run = _render
+    return parser, run
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _delegate(module: str, parser: argparse.ArgumentParser) -> Run:
+    """Let a module of the engine's training add its arguments; return what runs it."""
+    chosen = importlib.import_module(f"engine.training.{module}")
+    chosen.add_arguments(parser)
+    return chosen.run
+
+
+def _add_render_arguments(parser: argparse.ArgumentParser) -> None:
+    from plugin.settings import describe
+
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings (default config.toml, if there is one)"
+    )
+    for setting, flag in _SETTING_FLAGS.items():
+        names = ["-o", flag] if flag == "--output" else [flag]
+        metavar = _METAVARS.get(setting, flag.strip("-").upper())
+        parser.add_argument(*names, dest=setting, metavar=metavar, help=describe(setting))
+    parser.add_argument(
+        "--badge",
+        dest="video.badge",
+        action=argparse.BooleanOptionalAction,
+        help='the "AI" badge in the corner (default on; the file\'s metadata always says it)',
+    )
+    parser.add_argument(
+        "--consent",
+        dest="head.consent",
+        action="store_true",
+        default=None,
+        help="the face in --portrait is yours, or its owner agreed (needed unless it is bundled)",
+    )
+
+
+def _render(args: argparse.Namespace) -> int:
+    from plugin.render import render
+    from plugin.settings import load_settings
+
+    names = _SETTING_FLAGS | _SWITCHES
+    flags = {setting: value for setting in names if (value := getattr(args, setting)) is not None}
+    print(render(load_settings(flags, args.config, names)))
+    return OK
+
+
+def _join_negative(argv: list[str]) -> list[str]:
+    """Make `--pose -5,0,0` into `--pose=-5,0,0`, or argparse takes -5,0,0 for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--pose" and word[:1] == "-" and word[1:2].isdecimal():
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+@contextlib.contextmanager
+def _clean_termination() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files go."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread: whoever started it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    from engine.errors import InputError
+    from transports.file import OutputError
+
+    return InputError, OutputError
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    hint = "" if debug else " (an error of ifmdm; --debug shows where)"
+    return _fail(f"{type(error).__name__}: {error}{hint}", FAILED, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    # On a line of its own, even after a progress bar.
+    print(f"ifmdm: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Every setting, what it may be, and where it comes from.
+
+A setting is looked for among the flags of the command, then in the environment (IFMDM_VIDEO__FPS), then in
+the config file, then here. Each field's description says what is allowed: it is what help and refusals print.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
+
+from engine.errors import InputError
+
+ENV_PREFIX = "IFMDM_"
+ENV_DELIMITER = "__"
+DEFAULT_CONFIG = Path("config.toml")
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+# pydantic would read fps = true as 1.
+_NUMBER = BeforeValidator(_no_bool)
+Whole = Annotated[int, _NUMBER]
+Real = Annotated[float, _NUMBER]
+
+_SECTION = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class SettingsError(InputError):
+    """A setting that cannot be used. One line: where it was given, its value, what is allowed."""
+
+
+class HeadSettings(BaseModel):
+    """Who speaks, and how."""
+
+    model_config = _SECTION
+
+    portrait: str = Field("ada", min_length=1, description="the name of a bundled portrait or a picture file")
+    consent: bool = Field(False, description="true if you may use a face that is not bundled, else false")
+    intensity: Real = Field(1.0, ge=0, le=2, description="a number from 0 (still) to 2 (twice as lively)")
+    pose: tuple[
+        Annotated[Real, Field(ge=-20, le=20)],
+        Annotated[Real, Field(ge=-15, le=15)],
+        Annotated[Real, Field(ge=-15, le=15)],
+    ] = Field(
+        (0.0, 0.0, 0.0),
+        description="yaw, pitch, roll in degrees: three numbers within -20..20, -15..15, -15..15",
+    )
+    seed: Whole = Field(0, ge=0, le=2**32 - 1, description="a whole number from 0 to 4294967295")
+
+
+class VideoSettings(BaseModel):
+    """What the frames are like."""
+
+    model_config = _SECTION
+
+    fps: Whole = Field(45, ge=1, le=120, description="a whole number from 1 to 120")
+    size: Whole = Field(512, ge=128, le=1024, multiple_of=2, description="an even number from 128 to 1024")
+    badge: bool = Field(True, description='true for an "AI" badge in the corner, else false')
+
+
+class RenderSettings(BaseModel):
+    """What `ifmdm render` reads and writes."""
+
+    model_config = _SECTION
+
+    audio: str = Field("", description="a file with a voice; none for the bundled voice")
+    output: str = Field("out.mp4", min_length=1, description="an MP4 file in a folder that exists")
+
+
+class Settings(BaseSettings):
+    """All settings, checked."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER
+    )
+
+    head: HeadSettings = HeadSettings()
+    video: VideoSettings = VideoSettings()
+    render: RenderSettings = RenderSettings()
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, where a list is written as on the command line: 5,0,0."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        return _split(value)
+
+
+def _split(value: Any) -> Any:
+    return value.strip("[] ").split(",") if isinstance(value, str) else value
+
+
+def describe(setting: str) -> str:
+    """What a setting such as "video.fps" may be, and what it is by default: for help texts."""
+    section, name = setting.split(".")
+    field = Settings.model_fields[section].annotation.model_fields[name]
+    default = field.default
+    if isinstance(default, tuple):
+        default = ",".join(f"{number:g}" for number in default)
+    return f"{field.description} (default {default})" if default != "" else field.description
+
+
+def load_settings(
+    flags: Mapping[str, Any], config: Path | None = None, names: Mapping[str, str] | None = None
+) -> Settings:
+    """Gather the settings and check them.
+
+    flags: what the command line says, as {"video.fps": "30"}; a list is written 5,0,0. config: the config
+    file; None takes config.toml of the current folder if there is one. names: what each flag is called, for
+    refusals, as {"video.fps": "--fps"}.
+
+    Raises SettingsError, also for a key that does not exist and for a file that cannot be read.
+    """
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    from_file = _read(config) if config else {}
+    given: dict[str, dict[str, Any]] = {}
+    for setting, value in flags.items():
+        section, name = setting.split(".")
+        given.setdefault(section, {})[name] = _split(value) if name == "pose" else value
+
+    class Sourced(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Sourced(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, flags, names or {}, config, from_file)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: this is not TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: the config file cannot be read ({error.strerror})") from error
+
+
+def _explain(
+    error: ValidationError,
+    flags: Mapping[str, Any],
+    names: Mapping[str, str],
+    config: Path | None,
+    from_file: Mapping[str, Any],
+) -> str:
+    """One line for the first thing that is wrong."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    section = Settings.model_fields.get(path[0])
+    setting = ".".join(path[:2])
+    variable = ENV_PREFIX + ENV_DELIMITER.join(path[:2]).upper()
+    if setting in flags:
+        where = f"{names.get(setting, setting)} {flags[setting]}"
+    elif variable in {name.upper() for name in os.environ}:
+        value = next(value for name, value in os.environ.items() if name.upper() == variable)
+        where = f"{variable}={value}"
+    else:
+        value: Any = from_file
+        for part in path[:2]:
+            value = value.get(part, "") if isinstance(value, Mapping) else value
+        where = f"{config}: {setting} = {_as_toml(value)}"
+    if section is None:
+        return f"{where}: there is no such section or setting; there are {_listed(Settings)}"
+    if len(path) == 1:
+        return f"{where}: this is a section: write [{path[0]}] and its settings below"
+    known = section.annotation.model_fields
+    if path[1] not in known:
+        return f"{where}: there is no such setting; [{path[0]}] has {_listed(section.annotation)}"
+    return f"{where}: give {known[path[1]].description}"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{...}"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _listed(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)

@@ -1,0 +1,279 @@
+"""The command line and the settings: what is asked for is done, what cannot be is refused in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plugin import __version__, cli, render
+from plugin.settings import Settings, SettingsError, load_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Tests run in an empty folder, without settings of whoever runs them."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper().startswith("IFMDM_"):
+            monkeypatch.delenv(name)
+
+
+def run(*args: str) -> int:
+    try:
+        return cli.main(args)
+    except SystemExit as left:
+        return left.code
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """Stands in for the rendering; gives the settings that reached it."""
+    seen = []
+
+    def fake(settings, *_, **__):
+        seen.append(settings)
+        return "rendered"
+
+    monkeypatch.setattr(render, "render", fake)
+    return seen
+
+
+def test_help_is_quick_and_brings_nothing_heavy():
+    program = (
+        "import sys\nfrom plugin.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'av', 'cv2', 'onnxruntime', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("render", "train", "evaluate"):
+        assert command in done.stdout
+
+
+def test_version_and_helps(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"ifmdm {__version__}\n"
+    assert run() == 2
+    assert "COMMAND" in capsys.readouterr().out
+    assert run("train", "--help") == 0
+    for part in ("prepare", "renderer", "motion", "export"):
+        assert part in capsys.readouterr().out or part != "prepare"
+    assert run("render", "--help") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "from 1 to 120 (default 45)" in out
+    assert "Make an MP4" in out
+
+
+def test_flags_reach_the_settings(rendered, capsys):
+    flags = (
+        "--portrait bo --audio v.wav -o o.mp4 --fps 30 --size 256 --intensity 1.5 --pose -5,2.5,-1 --seed 9"
+    )
+    assert run("render", *flags.split(), "--no-badge", "--consent") == 0
+    assert capsys.readouterr().out == "rendered\n"
+    (got,) = rendered
+    assert got.model_dump() == {
+        "head": {"portrait": "bo", "consent": True, "intensity": 1.5, "pose": (-5.0, 2.5, -1.0), "seed": 9},
+        "video": {"fps": 30, "size": 256, "badge": False},
+        "render": {"audio": "v.wav", "output": "o.mp4"},
+    }
+
+
+def test_flag_before_environment_before_file_before_default(rendered, monkeypatch):
+    Path("config.toml").write_text("[video]\nfps = 25\nsize = 256\n[head]\nseed = 3\npose = [1, 2, 3]\n")
+    monkeypatch.setenv("IFMDM_VIDEO__FPS", "30")
+    monkeypatch.setenv("IFMDM_VIDEO__SIZE", "300")
+    monkeypatch.setenv("ifmdm_head__pose", "-1,0,0")
+    assert run("render", "--fps", "60") == 0
+    (got,) = rendered
+    assert (got.video.fps, got.video.size, got.head.seed, got.head.pose) == (60, 300, 3, (-1, 0, 0))
+    assert got.head.intensity == 1.0
+
+
+def test_another_config_file(rendered):
+    Path("mine.toml").write_text("[video]\nbadge = false\n")
+    assert run("render", "--config", "mine.toml", "--badge") == 0
+    assert run("render", "--config", "mine.toml") == 0
+    assert [got.video.badge for got in rendered] == [True, False]
+
+
+def test_the_config_file_of_the_project_shows_the_defaults():
+    assert load_settings({}, ROOT / "config.toml").model_dump() == load_settings({}).model_dump()
+    text = (ROOT / "config.toml").read_text()
+    for section in Settings.model_fields.values():
+        for name in section.annotation.model_fields:
+            assert f"\n{name} = " in text
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--fps", "0"], "--fps 0: give a whole number from 1 to 120"),
+        (["--fps", "29.97"], "--fps 29.97: give a whole number"),
+        (["--size", "513"], "--size 513: give an even number from 128 to 1024"),
+        (["--size", "2048"], "--size 2048: give an even number from 128 to 1024"),
+        (["--intensity", "nan"], "--intensity nan: give a number from 0"),
+        (["--intensity", "2.1"], "--intensity 2.1: give a number from 0"),
+        (["--pose", "30,0,0"], "--pose 30,0,0: give yaw, pitch, roll in degrees"),
+        (["--pose", "-5,0"], "--pose -5,0: give yaw, pitch, roll in degrees"),
+        (["--seed", "-1"], "--seed -1: give a whole number from 0"),
+        (["--portrait", ""], "--portrait : give the name of a bundled portrait"),
+        (["--portrait", "nobody"], "nobody: no bundled portrait and no file has this name; bundled are ada"),
+        (["--portrait", "me.jpg"], "me.jpg: not a bundled portrait"),
+        (["--portrait", "me.jpg", "--consent"], "me.jpg"),
+        (["--audio", "none.wav"], "none.wav: no such file"),
+        (["--output", "none/o.mp4"], "none/o.mp4: there is no folder"),
+        (["--output", "o.avi"], "o.avi: the output is an MP4 file"),
+        (["--colour", "red"], "unrecognized arguments: --colour red (see ifmdm --help)"),
+        (["--fps"], "argument --fps: expected one argument"),
+        (["--config", "none.toml"], "none.toml: the config file cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(args, told, capsys):
+    assert run("render", *args) == 2
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert shown.err.startswith("ifmdm")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[video]\nfps = 400", "config.toml: video.fps = 400: give a whole number from 1 to 120"),
+        ("[video]\nfps = true", "config.toml: video.fps = true: give a whole number"),
+        ("[video]\nfsp = 25", "config.toml: video.fsp = 25: there is no such setting; [video] has fps, size"),
+        (
+            "[vido]\nfps = 25",
+            "config.toml: vido = {...}: there is no such section or setting; there are head",
+        ),
+        ("fps = 25", "config.toml: fps = 25: there is no such section"),
+        ("video = 25", "config.toml: video = 25: this is a section: write [video]"),
+        ("[head]\npose = 3", "config.toml: head.pose = 3: give yaw, pitch, roll"),
+        ("[head]\nconsent = 'perhaps'", "config.toml: head.consent = 'perhaps': give true if you may"),
+        ("fps 25", "config.toml: this is not TOML: "),
+        ("\xff", "config.toml: this is not TOML: "),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_key_value_and_what_is_allowed(text, told, capsys):
+    Path("config.toml").write_bytes(text.encode("latin-1"))
+    assert run("render") == 2
+    assert capsys.readouterr().err.startswith(f"ifmdm: {told}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("IFMDM_VIDEO__FPS", "fast", "IFMDM_VIDEO__FPS=fast: give a whole number from 1 to 120"),
+        ("IFMDM_VIDEO__FSP", "5", "IFMDM_VIDEO__FSP=5: there is no such setting; [video] has fps"),
+        ("IFMDM_HEAD__POSE", "1,2", "IFMDM_HEAD__POSE=1,2: give yaw, pitch, roll"),
+    ],
+)
+def test_a_wrong_environment_is_named(name, value, told, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({})
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("torch", "train"), ("mediapipe", "evaluate"), ("dlib", "evaluate")]
+)
+def test_a_missing_extra_is_named(missing, extra, monkeypatch, capsys):
+    def absent(_):
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+
+    monkeypatch.setattr(cli.importlib, "import_module", absent)
+    assert run("evaluate") == 2
+    expected = f"ifmdm: this needs {missing}, which is not installed: pip install 'ifmdm[{extra}]'\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_training_is_handed_its_arguments(monkeypatch):
+    seen = []
+
+    class Stage:
+        @staticmethod
+        def add_arguments(parser):
+            parser.add_argument("--steps", type=int)
+
+        @staticmethod
+        def run(args):
+            seen.append(args.steps)
+
+    asked = []
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: asked.append(name) or Stage)
+    for part in ("prepare", "renderer", "motion", "export"):
+        assert run("train", part, "--steps", "3") == 0
+    assert run("evaluate", "--steps", "4") == 0
+    assert seen == [3, 3, 3, 3, 4]
+    assert asked == [f"engine.training.{n}" for n in ("prepare", "stage1", "stage2", "export", "evaluate")]
+    assert run("train", "everything") == 2
+
+
+def test_our_own_errors_are_one_line_with_a_hint(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(render, "render", broken)
+    assert run("render") == 1
+    shown = capsys.readouterr().err
+    assert shown == "ifmdm: ZeroDivisionError: division by zero (an error of ifmdm; --debug shows where)\n"
+    assert run("render", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(render, "render", stopped)
+    assert run("render") == 130
+    assert capsys.readouterr().err == "ifmdm: interrupted\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_leaves_no_half_file(number, status, tmp_path):
+    # The head makes frames until the file is begun, then waits.
+    program = """
+import pathlib, sys, time, types
+import numpy as np
+from plugin import render
+from plugin.cli import main
+class Slow:
+    def push(self, samples):
+        if list(pathlib.Path().glob(".out*")):
+            print("begun", flush=True)
+            time.sleep(60)
+        return [types.SimpleNamespace(image=np.zeros((128, 128, 3), np.uint8))] * 30
+    finish = None
+render.render.__defaults__ = (lambda *_: Slow(), True)
+sys.exit(main(["render", "--size", "128"]))
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(0.1)
+        child.send_signal(number)
+        _, shown = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert child.returncode == status
+    assert "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
