@@ -1,0 +1,266 @@
+"""Stage 1 in torch: motion encoder, portrait network and coefficients (training and export only).
+
+The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once into fields; a frame is then
+`c = h(z) - h(z_portrait)` and, for an output point x,
+
+    y = x + sum_k c_k H_k(x)                  the head moves           (fields over the picture, 32 x 32)
+    u = y + sum_k c_k L_k(y)                  the face deforms         (fields over the picture, 128 x 128,
+                                                                        and finer ones in the mouth and eyes boxes)
+    frame(x) = portrait(u) + sum_r c_r T_r(y) new texture appears      (mouth and eyes boxes: teeth, cavity, lids)
+
+Texture and deformation live in the portrait's own coordinates, before the head moves, so they stay on the face. At the
+portrait's own motion every coefficient is zero and the frame is the portrait.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PICTURE = 128  # side of the picture that the portrait network and the encoder see
+MOUTH = 96  # side of the mouth patch
+EYES = (48, 96)  # height and width of the eyes patch
+HEAD_FIELD = 32
+FACE_FIELD = 128
+CROP = 64  # side of the mouth crop that the encoder sees; the eyes crop is half as high
+
+
+@dataclass(frozen=True)
+class RendererShape:
+    """Sizes of the renderer: latent numbers a frame and fields of each kind."""
+
+    latent: int = 24
+    head: int = 16
+    face: int = 24
+    mouth_flow: int = 16
+    mouth_texture: int = 32
+    eyes_flow: int = 8
+    eyes_texture: int = 12
+
+    @property
+    def coefficients(self) -> int:
+        return sum(self.split)
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Coefficients of: head, face, mouth flow, mouth texture, eyes flow, eyes texture."""
+        return (self.head, self.face, self.mouth_flow, self.mouth_texture, self.eyes_flow, self.eyes_texture)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
+
+
+class ConvEncoder(nn.Module):
+    """Strided convolutions from a picture to one vector."""
+
+    def __init__(self, widths: tuple[int, ...], grid: tuple[int, int], outputs: int):
+        super().__init__()
+        layers, last = [], 3
+        for width in widths:
+            layers.append(_conv(last, width, 2))
+            last = width
+        layers.append(_conv(last, last))
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(last * grid[0] * grid[1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+class MotionEncoder(nn.Module):
+    """E: a frame -> motion latent (B, D). Inputs: picture (B, 3, 128, 128), its mouth crop (B, 3, 64, 64) and eyes
+    crop (B, 3, 32, 64), all in 0..1; the crops' places are those of the clip's first frame, so that motion shows."""
+
+    def __init__(self, shape: RendererShape):
+        super().__init__()
+        self.whole = ConvEncoder((32, 48, 96, 128, 160), (4, 4), 128)
+        self.mouth = ConvEncoder((32, 64, 96, 128), (4, 4), 128)
+        self.eyes = ConvEncoder((24, 48, 64, 96), (2, 4), 64)
+        self.join = nn.Sequential(nn.SiLU(), nn.Linear(320, 192), nn.SiLU(), nn.Linear(192, shape.latent))
+
+    def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> Tensor:
+        parts = [self.whole(picture - 0.5), self.mouth(mouth - 0.5), self.eyes(eyes - 0.5)]
+        return self.join(torch.cat(parts, 1))
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with skips; `side(i)` heads can be read at any decoder level."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.stem = _conv(inputs, widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(a, b, 2), _conv(b, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.up = nn.ModuleList(
+            _conv(b + a, a) for a, b in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features from the coarsest level to the finest."""
+        skips = [self.stem(x)]
+        for layer in self.down:
+            skips.append(layer(skips[-1]))
+        features = [skips.pop()]
+        for layer in self.up:
+            above = F.interpolate(features[-1], scale_factor=2.0, mode="bilinear", align_corners=False)
+            features.append(layer(torch.cat([above, skips.pop()], 1)))
+        return features
+
+
+def _window(height: int, width: int) -> Tensor:
+    """(1, 1, height, width): one inside, falling smoothly to zero at the border, so that patches have no seam."""
+
+    def ramp(n: int) -> Tensor:
+        at = (torch.arange(n) + 0.5) / n
+        edge = torch.minimum(at, 1 - at) / 0.15
+        return 0.5 - 0.5 * torch.cos(torch.pi * edge.clamp(0, 1))
+
+    return (ramp(height)[:, None] * ramp(width)[None])[None, None]
+
+
+@dataclass
+class Fields:
+    """What the portrait network makes of B portraits. Flows are in fractions of the picture's side (x, y);
+    textures in 0..1 of full scale.
+
+    head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 3, 96, 96) and
+    eyes (B, Kf * 2 + Kt * 3, 48, 96): flows first, then textures.
+    """
+
+    head: Tensor
+    face: Tensor
+    mouth: Tensor
+    eyes: Tensor
+
+
+class PortraitNetwork(nn.Module):
+    """P: portrait (B, 3, 128, 128), mouth crop (B, 3, 96, 96), eyes crop (B, 3, 48, 96), in 0..1 -> Fields."""
+
+    FLOW_SCALE, TEXTURE_SCALE = 0.02, 0.1  # keeps the last layers' outputs near one
+
+    def __init__(self, shape: RendererShape):
+        super().__init__()
+        self.shape = shape
+        widths = (24, 48, 96, 144, 192)
+        self.whole = UNet(5, widths)
+        self.head_out = nn.Conv2d(widths[2], 2 * shape.head, 3, 1, 1)
+        self.face_out = nn.Conv2d(widths[0], 2 * shape.face, 3, 1, 1)
+        self.mouth = UNet(5, (32, 64, 96, 128))
+        self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 3 * shape.mouth_texture, 3, 1, 1)
+        self.eyes = UNet(5, (24, 48, 64, 96))
+        self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 3 * shape.eyes_texture, 3, 1, 1)
+        self.register_buffer("mouth_window", _window(MOUTH, MOUTH), persistent=False)
+        self.register_buffer("eyes_window", _window(*EYES), persistent=False)
+
+    @staticmethod
+    def _with_place(x: Tensor) -> Tensor:
+        """Add two channels that tell where a pixel lies, and centre the colours."""
+        height, width = x.shape[-2:]
+        y = torch.linspace(-1, 1, height, device=x.device).view(1, 1, -1, 1).expand(len(x), 1, height, width)
+        z = torch.linspace(-1, 1, width, device=x.device).view(1, 1, 1, -1).expand(len(x), 1, height, width)
+        return torch.cat([x - 0.5, y, z], 1)
+
+    def _patch(self, unet: UNet, out: nn.Conv2d, window: Tensor, crop: Tensor, flows: int) -> Tensor:
+        x = out(unet(self._with_place(crop))[-1]).float() * window
+        return torch.cat([x[:, : 2 * flows] * self.FLOW_SCALE, x[:, 2 * flows :] * self.TEXTURE_SCALE], 1)
+
+    def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> Fields:
+        features = self.whole(self._with_place(picture))
+        shape, batch = self.shape, len(picture)
+        head = self.head_out(features[2]).float().view(batch, shape.head, 2, HEAD_FIELD, HEAD_FIELD) * self.FLOW_SCALE
+        face = self.face_out(features[4]).float().view(batch, shape.face, 2, FACE_FIELD, FACE_FIELD) * self.FLOW_SCALE
+        return Fields(
+            head,
+            face,
+            self._patch(self.mouth, self.mouth_out, self.mouth_window, mouth, shape.mouth_flow),
+            self._patch(self.eyes, self.eyes_out, self.eyes_window, eyes, shape.eyes_flow),
+        )
+
+
+class Coefficients(nn.Module):
+    """h: latent (..., D) -> coefficients (..., C) of all fields; only differences of it are ever used."""
+
+    def __init__(self, shape: RendererShape, width: int = 128):
+        super().__init__()
+        self.linear = nn.Linear(shape.latent, shape.coefficients)
+        self.curve = nn.Sequential(
+            nn.Linear(shape.latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, shape.coefficients),
+        )  # fmt: skip
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.linear(latent) + self.curve(latent)
+
+
+class Renderer(nn.Module):
+    """Encoder, portrait network and coefficients together."""
+
+    def __init__(self, shape: RendererShape | None = None):
+        super().__init__()
+        self.shape = shape or RendererShape()
+        self.encoder = MotionEncoder(self.shape)
+        self.portrait = PortraitNetwork(self.shape)
+        self.coefficients = Coefficients(self.shape)
+
+
+def sample(field: Tensor, points: Tensor, padding: str = "border") -> Tensor:
+    """field (N, C, H, W) at points (N, M, 2) in 0..1 of it -> (N, M, C), bilinear, pixel centres at half pixels."""
+    grid = (points * 2 - 1)[:, None]
+    return F.grid_sample(field, grid, mode="bilinear", padding_mode=padding, align_corners=False)[:, :, 0].mT
+
+
+def _mix(weights: Tensor, fields: Tensor) -> Tensor:
+    """weights (B, T, K), fields (B, K, C, H, W) -> (B * T, C, H, W)."""
+    batch, times, _ = weights.shape
+    mixed = torch.bmm(weights, fields.flatten(2))
+    return mixed.view(batch * times, *fields.shape[2:])
+
+
+def _mix_patch(weights: Tensor, patch: Tensor, flows: int, textures: int) -> Tensor:
+    """Mix a mouth or eyes patch: -> (B * T, 5, H, W), flow first, then texture."""
+    height, width = patch.shape[-2:]
+    split = weights.shape[-1] - textures
+    flow = patch[:, : 2 * flows].view(len(patch), flows, 2, height, width)
+    texture = patch[:, 2 * flows :].view(len(patch), textures, 3, height, width)
+    return torch.cat([_mix(weights[..., :split], flow), _mix(weights[..., split:], texture)], 1)
+
+
+@dataclass
+class Motion:
+    """Fields mixed for B * T frames, ready to be sampled at any points (see the module's formula)."""
+
+    head: Tensor
+    face: Tensor
+    mouth: Tensor
+    eyes: Tensor
+    mouth_box: Tensor  # (B * T, 4)
+    eyes_box: Tensor
+
+    def trace(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Output points (B * T, M, 2) -> where they come from in the portrait, and the texture added there."""
+        still = points + sample(self.head, points)
+        source = still + sample(self.face, still)
+        texture = 0
+        for patch, box in ((self.mouth, self.mouth_box), (self.eyes, self.eyes_box)):
+            inside = (still - box[:, None, :2]) / box[:, None, 2:]
+            found = sample(patch, inside, "zeros")
+            source = source + found[..., :2]
+            texture = texture + found[..., 2:]
+        return source, texture
+
+
+def mix(shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor) -> Motion:
+    """Coefficient differences (B, T, C) and fields of B portraits -> the motion of B * T frames."""
+    times = weights.shape[1]
+    head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = weights.split(shape.split, -1)
+    return Motion(
+        _mix(head, fields.head),
+        _mix(face, fields.face),
+        _mix_patch(torch.cat([mouth_flow, mouth_texture], -1), fields.mouth, shape.mouth_flow, shape.mouth_texture),
+        _mix_patch(torch.cat([eyes_flow, eyes_texture], -1), fields.eyes, shape.eyes_flow, shape.eyes_texture),
+        mouth_box.repeat_interleave(times, 0),
+        eyes_box.repeat_interleave(times, 0),
+    )

@@ -1,0 +1,200 @@
+"""Batches for stage 1: one portrait and several targets of the same clip, augmented alike.
+
+What changes from frame to frame must be motion and nothing else, so a clip's augmentation (similarity, mirror, colour)
+is drawn once and applied to all of its frames.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import InputError
+from engine.renderer.boxes import eyes_box, mouth_box
+from engine.training.modes import POSE, STABLE, Modes, rigid_fit
+from engine.training.prepare import SIZE
+
+#: How often each source is drawn; within a source every clip is as likely.
+SOURCE_WEIGHT = {"lrc_ar": 0.42, "grid": 0.12, "talkvid": 0.2, "vasa1": 0.12, "liveportrait": 0.06, "portraits": 0.08}
+
+
+def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
+    """(478, 2+) landmarks -> (5, 2) keypoints as YuNet gives them: eyes' centres, nose tip, mouth corners."""
+    points = landmarks[:, :2]
+    return np.stack([points[[33, 133]].mean(0), points[[263, 362]].mean(0), points[1], points[61], points[291]])
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A prepared folder (see prepare.py), mapped into memory."""
+
+    frames: np.ndarray
+    landmarks: np.ndarray
+    clips: list[dict]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Cache":
+        if not (folder / "index.json").is_file():
+            raise InputError(f"{folder}: not a prepared cache; make one with `ifmdm train prepare`")
+        landmarks = np.load(folder / "landmarks.npy")
+        frames = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(len(landmarks), SIZE, SIZE, 3))
+        return cls(frames, landmarks, json.loads((folder / "index.json").read_text()))
+
+    def split(self, name: str, tiers: tuple[str, ...] = ("clean", "research")) -> list[dict]:
+        return [clip for clip in self.clips if clip["split"] == name and clip["tier"] in tiers]
+
+    def landmarks_of(self, clip: dict) -> np.ndarray:
+        return self.landmarks[clip["start"] : clip["start"] + clip["count"]]
+
+
+@dataclass
+class Batch:
+    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks (B, 1 + T, 478, 2);
+    latents (B, 1 + T, D) what the motion modes say; boxes (B, 4) of the portrait; target_mouth and target_eyes (B, T, 4);
+    real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
+
+    frames: Tensor
+    landmarks: Tensor
+    latents: Tensor
+    mouth: Tensor
+    eyes: Tensor
+    target_mouth: Tensor
+    target_eyes: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to all frames of a clip: a similarity (2, 3) in 0..1, a mirror, and colour gain and shift (3,)."""
+
+    matrix: np.ndarray
+    mirror: bool
+    gain: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Augmentation":
+        angle, zoom = rng.normal(0, 0.06), np.exp(rng.normal(0.0, 0.08))
+        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        place = [0.5, 0.5] + rng.normal(0, 0.025, 2) - turn @ [0.5, 0.5]
+        matrix = np.concatenate([turn, place[:, None]], 1).astype(np.float32)
+        gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)).astype(np.float32)
+        return cls(matrix, bool(rng.random() < 0.5), gain, rng.normal(0, 0.03, 3).astype(np.float32))
+
+    def landmarks(self, points: np.ndarray, mirror_of: np.ndarray) -> np.ndarray:
+        """(n, 478, 3) landmarks after the augmentation; mirror_of: each landmark's mirror image."""
+        if self.mirror:
+            points = points[:, mirror_of] * np.array([-1, 1, 1], np.float32) + np.array([1, 0, 0], np.float32)
+        zoom = np.sqrt(np.abs(np.linalg.det(self.matrix[:, :2])))
+        return np.concatenate([points[..., :2] @ self.matrix[:, :2].T + self.matrix[:, 2], points[..., 2:] * zoom], -1)
+
+    def frame(self, picture: np.ndarray) -> np.ndarray:
+        """(256, 256, 3) uint8 after the augmentation."""
+        if self.mirror:
+            picture = picture[:, ::-1]
+        pixels = self.matrix.copy()
+        pixels[:, 2] = SIZE * self.matrix[:, 2] - 0.5 + self.matrix[:, :2] @ [0.5, 0.5]
+        picture = np.ascontiguousarray(picture)
+        picture = cv2.warpAffine(picture, pixels, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+        table = np.clip((np.arange(256)[:, None] / 255 * self.gain + self.shift) * 255, 0, 255).astype(np.uint8)
+        return cv2.LUT(picture, table[None])
+
+
+def _of_first_size(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) -> the same centres, all of the first one's size: windows that targets are judged in."""
+    size = np.broadcast_to(boxes[0, 2:], (len(boxes), 2))
+    return np.concatenate([boxes[:, :2] + (boxes[:, 2:] - size) / 2, size], 1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
+
+    cache: Cache
+    modes: Modes
+    clips: list[dict]
+    targets: int
+    augment: bool = True
+    stills: bool = True
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        rng = np.random.default_rng((seed, step))
+        by_source: dict[str, list[dict]] = {}
+        for clip in self.clips:
+            if clip["count"] > 1 or (self.stills and clip["source"] == "portraits"):
+                by_source.setdefault(clip["source"], []).append(clip)
+        names = sorted(by_source)
+        weight = np.array([SOURCE_WEIGHT.get(name, 0.1) for name in names])
+        chosen = rng.choice(len(names), size, p=weight / weight.sum())
+        return collate([self.draw(by_source[names[i]][rng.integers(len(by_source[names[i]]))], rng) for i in chosen])
+
+    def draw(self, clip: dict, rng: np.random.Generator) -> dict:
+        """One clip's share of a batch, as NumPy arrays."""
+        landmarks = self.cache.landmarks_of(clip)
+        still = clip["count"] == 1
+        if still:
+            donor = next(c for c in (self.clips[i] for i in rng.permutation(len(self.clips))) if c["count"] > 4)
+            motion = self.cache.landmarks_of(donor)
+            landmarks = self._borrow(landmarks[0], motion[rng.integers(len(motion), size=1 + self.targets)])
+            at = np.zeros(1, int)
+        else:
+            at = rng.permutation(clip["count"])[np.arange(1 + self.targets) % clip["count"]]
+        frames = [self.cache.frames[clip["start"] + i] for i in at]
+        jitter = np.zeros((2, 2), np.float32)
+        if self.augment:
+            change = Augmentation.draw(rng)
+            landmarks = change.landmarks(landmarks, self.modes.mirror)
+            frames = [change.frame(frame) for frame in frames]
+            jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
+        latents = self.modes.latents(landmarks)
+        latents[:, POSE:] -= latents[:, POSE:].mean(0)
+        if not still:
+            landmarks, latents = landmarks[at], latents[at]
+        keypoints = [keypoints_of(points) for points in landmarks]
+        mouth = _of_first_size(np.stack([mouth_box(points) for points in keypoints]))
+        eyes = _of_first_size(np.stack([eyes_box(points) for points in keypoints]))
+        mouth[0, :2] += jitter[0]  # at run time another detector places the boxes
+        eyes[0, :2] += jitter[1]
+        return {
+            "frames": np.stack(frames * (1 + self.targets) if still else frames),
+            "landmarks": landmarks[..., :2],
+            "latents": latents,
+            "mouth": mouth,
+            "eyes": eyes,
+            "real": 0.0 if still else 1.0,
+        }
+
+    def _borrow(self, landmarks: np.ndarray, motion: np.ndarray) -> np.ndarray:
+        """Landmarks of a still and of a clip -> the still's landmarks moved as the clip moves from its first."""
+        canonical = self.modes.canonical[STABLE]
+        s0, r0, t0 = (x[0] for x in rigid_fit(landmarks[None, STABLE], canonical))
+        s, r, t = rigid_fit(motion[:, STABLE], canonical)
+        head = (landmarks - t0) @ r0 / s0
+        face = np.einsum("nmi,nij->nmj", motion - t[:, None], r) / s[:, None, None]
+        rotation = np.einsum("nij,kj,kl->nil", r, r[0], r0)
+        moved = np.einsum("nmj,nij->nmi", head + face - face[0], rotation) * (s0 * s / s[0])[:, None, None]
+        return (moved + t0 + (t - t[0])[:, None]).astype(np.float32)
+
+
+def collate(parts: list[dict]) -> Batch:
+    """Draws of several clips -> one batch of tensors."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([part[name] for part in parts])).float()
+
+    frames = torch.from_numpy(np.stack([part["frames"] for part in parts])).permute(0, 1, 4, 2, 3).float() / 255
+    mouth, eyes = stack("mouth"), stack("eyes")
+    return Batch(
+        frames=frames,
+        landmarks=stack("landmarks"),
+        latents=stack("latents"),
+        mouth=mouth[:, 0],
+        eyes=eyes[:, 0],
+        target_mouth=mouth[:, 1:],
+        target_eyes=eyes[:, 1:],
+        real=torch.tensor([part["real"] for part in parts]),
+    )

@@ -1,0 +1,127 @@
+"""`ifmdm train latents`: every frame of every clip with sound through the frozen encoder, for stage 2 to learn from.
+
+Writes `latents.npy` (N, D) float32, `audio.npy` (M,) float16 at 16 kHz, aligned with the picture's first frame,
+`latents.json` (clips) and `care.npy` (D,): how much each latent number moves the picture, by which stage 2 weighs its
+errors.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+
+from engine.features import SAMPLE_RATE
+from engine.renderer.boxes import eyes_box, mouth_box
+from engine.renderer.network import Renderer, mix, sample
+from engine.training.batches import Cache, Sampler, collate, keypoints_of
+from engine.training.prepare import SIZE
+from engine.training.stage1 import encode, grid_points, load_modes, portrait_fields, render, spread
+
+
+def load_renderer(run: Path, device: str = "cpu") -> Renderer:
+    """The averaged weights of a stage 1 run."""
+    state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
+    model = Renderer().to(device)
+    model.load_state_dict(state["average"])
+    return model.eval()
+
+
+def read_clip(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All frames (n, 256, 256, 3) uint8 and the sound (m,) float32 at 16 kHz, both from the first frame's time on."""
+    frames, sounds, first_video, first_audio = [], [], None, None
+    resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            first_video = frame.time if first_video is None else first_video
+            picture = frame.to_ndarray(format="rgb24")
+            if picture.shape[0] != SIZE:
+                picture = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            frames.append(picture)
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            first_audio = frame.time if first_audio is None else first_audio
+            sounds += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        sounds += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    sound = np.concatenate(sounds) if sounds else np.zeros(0, np.float32)
+    offset = round(((first_audio or 0.0) - (first_video or 0.0)) * SAMPLE_RATE)
+    sound = np.pad(sound, (offset, 0)) if offset > 0 else sound[-offset:]
+    return np.stack(frames), sound
+
+
+@torch.no_grad()
+def encode_clip(model: Renderer, frames: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """frames (n, 256, 256, 3) uint8 and the first frame's keypoints (5, 2) -> latents (n, D) float32."""
+    device = next(model.parameters()).device
+    mouth = torch.from_numpy(mouth_box(keypoints))[None].to(device)
+    eyes = torch.from_numpy(eyes_box(keypoints))[None].to(device)
+    out = []
+    for at in range(0, len(frames), 32):
+        part = torch.from_numpy(frames[at : at + 32]).to(device).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.autocast(device.type, torch.bfloat16):
+            out.append(encode(model, part, mouth, eyes)[0].cpu().numpy())
+    return np.concatenate(out).astype(np.float32)
+
+
+@torch.no_grad()
+def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np.ndarray) -> np.ndarray:
+    """(D,) mean change of the picture by one within-clip deviation of each latent number, the mouth counted double;
+    scaled to a mean of one and kept between 0.2 and 5."""
+    total = np.zeros(len(within))
+    for number, clip in enumerate(clips):
+        batch = collate([sampler.draw(clip, np.random.default_rng(number))])
+        device = next(model.parameters()).device
+        frames, mouth, eyes = batch.frames.to(device), batch.mouth.to(device), batch.eyes.to(device)
+        latent = encode(model, frames[:, :1], mouth, eyes)[:, 0]
+        fields = portrait_fields(model, frames[:, 0], mouth, eyes)
+        moved = latent[:, None] + torch.diag(torch.from_numpy(within).to(device))[None]
+        weights = model.coefficients(moved) - model.coefficients(latent)[:, None]
+        motion = mix(model.shape, fields, weights, mouth, eyes)
+        portrait = frames[:, 0].expand(len(within), -1, -1, -1)
+        whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
+        for box, weight in ((whole, 1.0), (mouth, 2.0)):
+            points = grid_points(box.expand(len(within), 4), 64, 64)
+            change = (render(motion, portrait, points) - sample(portrait, points)).abs().mean((1, 2))
+            total += weight * change.cpu().numpy()
+    return np.clip(total / total.mean(), 0.2, 5.0).astype(np.float32)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    args.output.mkdir(parents=True, exist_ok=True)
+    model = load_renderer(args.renderer, args.device)
+    cache = Cache.open(args.cache)
+    clips, latents, sounds, start, audio_start = [], [], [], 0, 0
+    wanted = [clip for clip in cache.clips if clip["audio"] == "1" and clip["frames_at"][0] == 0]
+    began = time.monotonic()
+    for number, clip in enumerate(wanted):
+        frames, sound = read_clip(args.data / clip["path"])
+        z = encode_clip(model, frames, keypoints_of(cache.landmarks_of(clip)[0]))
+        latents.append(z)
+        sounds.append(sound.astype(np.float16))
+        keep = {k: clip[k] for k in ("path", "source", "identity", "tier", "split")}
+        clips.append(keep | {"start": start, "count": len(z), "audio_start": audio_start, "audio_count": len(sound)})
+        start, audio_start = start + len(z), audio_start + len(sound)
+        if number % 100 == 0:
+            print(f"{number}/{len(wanted)} clips, {start} frames, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    every = np.concatenate(latents)
+    within = np.concatenate([z - z.mean(0) for z in latents]).std(0)
+    modes = load_modes(cache, args.cache)
+    sampler = Sampler(cache, modes, cache.split("train"), 1, augment=False, stills=False)
+    np.save(args.output / "care.npy", sensitivity(model, sampler, spread(cache.split("train"), 24), within))
+    np.save(args.output / "latents.npy", every)
+    np.save(args.output / "audio.npy", np.concatenate(sounds))
+    (args.output / "latents.json").write_text(json.dumps(clips))
+    print(f"latents: {args.output}, {len(clips)} clips, {len(every)} frames")
+    return 0

@@ -1,0 +1,118 @@
+"""`ifmdm train prepare`: clips -> a cache of frames and landmarks that stage 1 trains on.
+
+The cache is a folder: `frames.u8` (N, 256, 256, 3) uint8 RGB, `landmarks.npy` (N, 478, 3) float32 in 0..1 of the
+picture (MediaPipe face mesh with irises; z in the unit of x), `index.json` (one entry a clip: manifest row, `start`,
+`count`, `frames_at`). Landmarks serve the bootstrap and the crops of training only; nothing of them is shipped.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import InputError
+
+SIZE = 256
+LANDMARKS = 478
+#: Frames taken of a clip, evenly spaced: short clips have little to show, long ones vary more.
+FRAMES_PER_CLIP = {"lrc_ar": 10, "grid": 12, "talkvid": 32, "vasa1": 64, "liveportrait": 48}
+FRAMES_OTHERWISE = 24
+
+
+def read_manifest(data: Path) -> list[dict]:
+    """Rows of `manifest.csv` that hold pictures. Raises InputError where there is none."""
+    path = data / "manifest.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no manifest found; --data must name a folder with manifest.csv and its clips")
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if Path(row["path"]).suffix in (".mp4", ".jpg")]
+
+
+def _frames(path: Path, count: int) -> list[tuple[int, np.ndarray]]:
+    import av
+    import cv2
+
+    if path.suffix == ".jpg":
+        return [(0, cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))]
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    at = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+    return [(int(i), frames[i].to_ndarray(format="rgb24")) for i in at]
+
+
+def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
+    os.environ["GLOG_minloglevel"] = "3"
+    import cv2
+    import mediapipe as mp
+
+    cv2.setNumThreads(1)
+    rows = read_manifest(data)[part::parts]
+    mesh = mp.solutions.face_mesh.FaceMesh(
+        static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
+    )
+    landmarks, index, start = [], [], 0
+    with (cache / f"frames_{part}.u8").open("wb") as pixels:
+        for number, row in enumerate(rows):
+            kept = []
+            for at, frame in _frames(data / row["path"], FRAMES_PER_CLIP.get(row["source"], FRAMES_OTHERWISE)):
+                found = mesh.process(frame).multi_face_landmarks
+                if not found:
+                    continue
+                landmarks.append(np.array([[p.x, p.y, p.z] for p in found[0].landmark], np.float32))
+                small = cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) if len(frame) != SIZE else frame
+                pixels.write(np.ascontiguousarray(small).tobytes())
+                kept.append(at)
+            if kept:
+                index.append(dict(row, start=start, count=len(kept), frames_at=kept))
+                start += len(kept)
+            if number % 100 == 0:
+                print(f"part {part + 1}/{parts}: {number}/{len(rows)} files, {start} frames", flush=True)
+    np.save(cache / f"landmarks_{part}.npy", np.stack(landmarks))
+    (cache / f"index_{part}.json").write_text(json.dumps(index))
+
+
+def join_parts(cache: Path, parts: int) -> None:
+    """Concatenate what the workers wrote into one cache, and drop the parts."""
+    index, landmarks, start = [], [], 0
+    with (cache / "frames.u8").open("wb") as out:
+        for part in range(parts):
+            with (cache / f"frames_{part}.u8").open("rb") as pixels:
+                while block := pixels.read(1 << 26):
+                    out.write(block)
+            landmarks.append(np.load(cache / f"landmarks_{part}.npy"))
+            for entry in json.loads((cache / f"index_{part}.json").read_text()):
+                index.append(dict(entry, start=entry["start"] + start))
+            start += len(landmarks[-1])
+    np.save(cache / "landmarks.npy", np.concatenate(landmarks))
+    (cache / "index.json").write_text(json.dumps(index))
+    for part in range(parts):
+        for name in (f"frames_{part}.u8", f"landmarks_{part}.npy", f"index_{part}.json"):
+            (cache / name).unlink()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv and its clips")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the prepared frames (about 6 GB)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+
+
+def run(args: argparse.Namespace) -> int:
+    read_manifest(args.data)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_prepare_part, args=(args.data, args.cache, part, args.jobs)) for part in range(args.jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise InputError(f"{args.data}: preparing failed in a worker; its message is above")
+    join_parts(args.cache, args.jobs)
+    print(f"prepared: {args.cache}")
+    return 0

@@ -1,0 +1,321 @@
+"""`ifmdm train renderer`: stage 1, the motion encoder and the motion-basis renderer, learned together.
+
+Self-supervised: the motion of a target frame, read by the encoder, must move the clip's portrait into that frame. The
+bootstrap gives the first latents and flows a direction (landmarks' modes and displacements), then fades to nothing and
+the pictures alone judge (DESIGN, "Bootstrap, then let go").
+"""
+
+import argparse
+import json
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
+from engine.training.batches import Batch, Cache, Sampler, collate
+from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
+from engine.training.perceptual import Perceptual
+
+EXPRESSIONS = 18
+VALIDATION_CLIPS = 32
+PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the bootstrap lets go, as shares of all steps, and the learning rate."""
+
+    steps: int
+    teacher_until: float = 0.1  # latents come from the motion modes before, and mix towards the encoder's until...
+    encoder_from: float = 0.25  # ...here
+    landmarks_until: float = 0.5  # the weight of all landmark terms falls to zero here
+    freeze_encoder: float = 0.65  # from here on the latent stays as it is, so that stage 2 can start beside
+    warmup: int = 100
+    rate: float = 1.2e-3
+    final_rate: float = 4e-5
+
+    def teacher(self, step: int) -> float:
+        """Share of clips whose latents come from the motion modes."""
+        along = step / self.steps
+        return float(np.clip((self.encoder_from - along) / (self.encoder_from - self.teacher_until), 0, 1))
+
+    def landmarks(self, step: int) -> float:
+        along = step / self.steps
+        return float(np.clip((self.landmarks_until - along) / (self.landmarks_until - self.encoder_from), 0, 1))
+
+    def frozen(self, step: int) -> bool:
+        return step >= self.freeze_encoder * self.steps
+
+    def learning_rate(self, step: int) -> float:
+        along = min(1.0, step / self.steps)
+        cosine = self.final_rate + (self.rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * along))
+        return cosine * min(1.0, (step + 1) / self.warmup)
+
+
+def grid_points(box: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (N, 4) -> pixel centres of a height x width raster over each, (N, height * width, 2) in 0..1."""
+    y = (torch.arange(height) + 0.5) / height
+    x = (torch.arange(width) + 0.5) / width
+    raster = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(1, -1, 2).to(box.device)
+    return box[:, None, :2] + raster * box[:, None, 2:]
+
+
+def crop(frames: Tensor, box: Tensor, height: int, width: int) -> Tensor:
+    """frames (N, 3, S, S), boxes (N, 4) -> (N, 3, height, width)."""
+    return sample(frames, grid_points(box, height, width)).mT.reshape(len(frames), 3, height, width)
+
+
+def halve(frames: Tensor) -> Tensor:
+    return F.avg_pool2d(frames, 2)
+
+
+def encode(model: Renderer, frames: Tensor, mouth: Tensor, eyes: Tensor) -> Tensor:
+    """frames (B, T, 3, 256, 256), the clip's boxes (B, 4) -> latents (B, T, D)."""
+    batch, times = frames.shape[:2]
+    flat = frames.flatten(0, 1)
+    mouths = crop(flat, mouth.repeat_interleave(times, 0), CROP, CROP)
+    eye = crop(flat, eyes.repeat_interleave(times, 0), CROP // 2, CROP)
+    return model.encoder(halve(flat), mouths, eye).float().view(batch, times, -1)
+
+
+def portrait_fields(model: Renderer, portrait: Tensor, mouth: Tensor, eyes: Tensor) -> Fields:
+    """portrait (B, 3, 256, 256) and its boxes (B, 4) -> Fields."""
+    return model.portrait(halve(portrait), crop(portrait, mouth, MOUTH, MOUTH), crop(portrait, eyes, *EYES))
+
+
+def render(motion: Motion, portrait: Tensor, points: Tensor) -> Tensor:
+    """Portraits (N, 3, H, W) moved, at output points (N, M, 2) -> colours (N, M, 3)."""
+    source, texture = motion.trace(points)
+    return sample(portrait, source) + texture
+
+
+def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
+    """Per-picture L1 of the differences between neighbours, (N, 3, H, W) -> (N,)."""
+    d = a - b
+    return (d[..., 1:, :] - d[..., :-1, :]).abs().mean((1, 2, 3)) + (d[..., 1:] - d[..., :-1]).abs().mean((1, 2, 3))
+
+
+def losses(
+    model: Renderer, batch: Batch, teacher: Tensor, perceptual: Perceptual | None, train_encoder: bool = True
+) -> dict[str, Tensor]:
+    """All loss terms of a batch. teacher (B,) bool: clips whose latents come from the motion modes."""
+    size, times = batch.frames.shape[0], batch.frames.shape[1] - 1
+    autocast = torch.autocast(batch.frames.device.type, torch.bfloat16)
+    with autocast:
+        with torch.set_grad_enabled(train_encoder):
+            encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
+        fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
+    known = teacher | (batch.real == 0)
+    latent = torch.where(known[:, None, None], batch.latents, encoded)
+    weights = model.coefficients(latent)
+    motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], batch.mouth, batch.eyes)
+
+    targets = batch.frames[:, 1:].flatten(0, 1)
+    portrait = batch.frames[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
+    real = batch.real.repeat_interleave(times)
+    real = real / real.sum().clamp(min=1)
+
+    # the whole picture, at a random phase of the raster
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=targets.device).expand(len(targets), 4)
+    points = grid_points(whole, 80, 80) + (torch.rand(2, device=targets.device) - 0.5) / 80
+    small = halve(batch.frames.flatten(0, 1)).view(size, times + 1, 3, 128, 128)
+    still = small[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
+    picture = (render(motion, still, points) - sample(small[:, 1:].flatten(0, 1), points)).abs().mean((1, 2))
+
+    out = {"picture": (picture * real).sum()}
+    for name, boxes, height, width in (
+        ("mouth", batch.target_mouth, 72, 72),
+        ("eyes", batch.target_eyes, 36, 72),
+    ):
+        points = grid_points(boxes.flatten(0, 1), height, width)
+        ours = render(motion, portrait, points).mT.reshape(-1, 3, height, width)
+        true = sample(targets, points).mT.reshape(-1, 3, height, width)
+        out[name] = ((ours - true).abs().mean((1, 2, 3)) * real).sum()
+        out[name + "_gradient"] = (gradient_l1(ours, true) * real).sum()
+        if name == "mouth" and perceptual is not None:
+            some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
+            with autocast:
+                distance = perceptual(ours[some], true[some])
+            out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
+
+    points = batch.landmarks[:, 1:].flatten(0, 1)
+    source, _ = motion.trace(points)
+    away = (source - batch.landmarks[:, :1].expand(-1, times, -1, -1).flatten(0, 1)).abs().sum(-1)
+    care = torch.ones(away.shape[1], device=away.device)
+    care[LIPS + EYELIDS] = 3.0
+    out["landmarks"] = (away * care).mean()
+    difference = (encoded - batch.latents) * batch.real[:, None, None]
+    inside = difference - difference.mean(1, keepdim=True)
+    out["latent"] = inside.pow(2).mean() + 0.3 * difference[..., :POSE].pow(2).mean() + 0.1 * difference.pow(2).mean()
+    out["range"] = (encoded.abs() - 3).clamp(min=0).pow(2).mean()
+    return out
+
+
+WEIGHTS = {
+    "picture": 4.0, "mouth": 3.0, "mouth_gradient": 2.0, "eyes": 1.5, "eyes_gradient": 1.0, "perceptual": 0.5, "range": 0.1,
+}  # fmt: skip
+LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6}
+
+
+@torch.no_grad()
+def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path | None) -> dict[str, float]:
+    """L1 in the face, mouth and eyes windows of held-out clips, over L1 of copying the portrait."""
+    model.eval()
+    sums = dict.fromkeys(("face", "mouth", "eyes"), 0.0)
+    copies = dict(sums)
+    rows = []
+    for number, clip in enumerate(clips):
+        rng = np.random.default_rng(number)
+        part = sampler.draw(clip, rng)
+        batch = collate([part])
+        device = next(model.parameters()).device
+        frames, mouth, eyes = batch.frames.to(device), batch.mouth.to(device), batch.eyes.to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            latent = encode(model, frames, mouth, eyes)
+            fields = portrait_fields(model, frames[:, 0], mouth, eyes)
+        weights = model.coefficients(latent)
+        motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], mouth, eyes)
+        targets = frames[0, 1:]
+        portrait = frames[:, 0].expand(len(targets), -1, -1, -1)
+        face = batch.target_mouth[0].to(device).clone()
+        unit = face[:, 2:3] / 2.1
+        face = torch.cat([face[:, :2] + face[:, 2:] / 2 - unit * torch.tensor([1.4, 2.1], device=device),
+                          unit * torch.tensor([2.8, 3.2], device=device)], 1)  # fmt: skip
+        regions = {"face": (face, 112, 98), "mouth": (batch.target_mouth[0].to(device), 64, 64),
+                   "eyes": (batch.target_eyes[0].to(device), 32, 64)}  # fmt: skip
+        for name, (box, height, width) in regions.items():
+            points = grid_points(box, height, width)
+            true = sample(targets, points)
+            sums[name] += float((render(motion, portrait, points).clamp(0, 1) - true).abs().mean())
+            copies[name] += float((sample(portrait, points) - true).abs().mean())
+        if sheet is not None and number < 10:
+            points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(2, 4), 192, 192)
+            two = Motion(*(getattr(motion, f)[:2] for f in ("head", "face", "mouth", "eyes", "mouth_box", "eyes_box")))
+            ours = render(two, portrait[:2], points).view(2, 192, 192, 3)
+            true = sample(targets[:2], points).view(2, 192, 192, 3)
+            still = sample(portrait[:1], points[:1]).view(192, 192, 3)
+            rows.append(torch.cat([still, true[0], ours[0], true[1], ours[1]], 1).clamp(0, 1).cpu().numpy())
+    if sheet is not None:
+        half = len(rows) // 2
+        picture = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], 1)
+        cv2.imwrite(str(sheet), (picture[..., ::-1] * 255).round().astype(np.uint8))
+    model.train()
+    return {f"{name}_ratio": sums[name] / copies[name] for name in sums}
+
+
+def load_modes(cache: Cache, folder: Path) -> Modes:
+    """Motion modes of the cache's training clips, fitted once."""
+    path = folder / "modes.npz"
+    if not path.is_file():
+        clips = [cache.landmarks_of(clip) for clip in cache.split("train") if clip["count"] > 3]
+        fit_modes(clips, EXPRESSIONS).save(path)
+    return Modes.load(path)
+
+
+def spread(clips: list[dict], count: int) -> list[dict]:
+    """`count` moving clips, evenly over the list."""
+    moving = [clip for clip in clips if clip["count"] > 2]
+    return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
+    parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
+    parser.add_argument("--batch", type=int, default=12, help="clips a step")
+    parser.add_argument("--targets", type=int, default=5, help="targets a clip")
+    parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
+    parser.add_argument("--perceptual-from", type=int, default=10**9, help="step from which the perceptual loss counts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    args.run.mkdir(parents=True, exist_ok=True)
+    cache = Cache.open(args.cache)
+    modes = load_modes(cache, args.cache)
+    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
+    schedule = Schedule(args.steps)
+    model = Renderer().to(args.device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    step, checkpoint = 0, args.run / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, step = state["average"], state["step"]
+        print(f"resumed at step {step}", flush=True)
+    train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
+    held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
+    held_clips = spread(cache.split("val"), VALIDATION_CLIPS)
+    perceptual = Perceptual().to(args.device) if args.perceptual_from < args.steps else None
+    config = {"arguments": vars(args), "schedule": asdict(schedule), "shape": asdict(model.shape)}
+    (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").rename(checkpoint)
+
+    def check() -> None:
+        judge = Renderer(model.shape).to(args.device)
+        judge.load_state_dict(average)
+        figures = validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png")
+        print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+        with (args.run / "held_out.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step} | figures) + "\n")
+
+    started, totals, since = time.monotonic(), {}, 0
+    with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
+        upcoming = ahead.submit(train.batch, args.batch, args.seed, step)
+        while step < args.steps and time.monotonic() - started < args.minutes * 60:
+            batch = upcoming.result()
+            upcoming = ahead.submit(train.batch, args.batch, args.seed, step + 1)
+            batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
+            torch.manual_seed(args.seed * 1_000_003 + step)
+            if schedule.frozen(step) and not schedule.frozen(step - 1):
+                prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
+                chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+                model.encoder.load_state_dict(chosen)
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.learning_rate(step)
+            teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
+            judge = perceptual if step >= args.perceptual_from else None
+            terms = losses(model, batch, teacher, judge, not schedule.frozen(step))
+            weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
+            loss = sum(weights[name] * value for name, value in terms.items())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            step, since = step + 1, since + 1
+            decay = min(0.998, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, value in model.state_dict().items():
+                    average[name].lerp_(value, 1 - decay)
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+            if step % 50 == 0:
+                means = {name: value / since for name, value in totals.items()}
+                rate = (time.monotonic() - started) / 60
+                print(f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
+                with (args.run / "train.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": step} | means) + "\n")
+                totals, since = {}, 0
+            if step % 200 == 0:
+                save()
+                check()
+        upcoming.cancel()
+    save()
+    check()
+    return 0

@@ -1,0 +1,322 @@
+"""`ifmdm train motion`: stage 2, the motion diffusion transformer, on the frozen latents of stage 1.
+
+Flow matching (Lipman et al. 2023, with the straight paths of Liu et al. 2023): x_t = (1 - t) x + t e, the network
+learns e - x. Windows start with a random clean prefix; speech and statistics are dropped at random, so that guidance
+(Ho and Salimans 2022) and unconditional motion come from the same weights.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import InputError
+from engine.features import FEATURES_PER_LATENT, FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
+from engine.motion.network import MotionShape, MotionTransformer
+
+DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
+#: Windows of each source are drawn by seconds of speech times this: few minutes of other languages and people must
+#: weigh against the many of one newsroom.
+SOURCE_WEIGHT = {"lrc_ar": 1.0, "grid": 0.8, "talkvid": 3.0, "vasa1": 3.0}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Latents and audio of all clips (see latents.py). latents (N, D) float32; audio (M,) float16 at 16 kHz."""
+
+    latents: np.ndarray
+    audio: np.ndarray
+    clips: list[dict]  # manifest row, start, count (latents), audio_start, audio_count
+
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        if not (folder / "latents.json").is_file():
+            raise InputError(f"{folder}: no latents here; make them with `ifmdm train latents`")
+        return cls(
+            np.load(folder / "latents.npy"),
+            np.load(folder / "audio.npy", mmap_mode="r"),
+            json.loads((folder / "latents.json").read_text()),
+        )
+
+    def split(self, name: str, tiers: tuple[str, ...]) -> list[dict]:
+        return [c for c in self.clips if c["split"] == name and c["tier"] in tiers and c["count"] >= 20]
+
+    def latents_of(self, clip: dict) -> np.ndarray:
+        return self.latents[clip["start"] : clip["start"] + clip["count"]]
+
+    def audio_of(self, clip: dict) -> np.ndarray:
+        audio = self.audio[clip["audio_start"] : clip["audio_start"] + clip["audio_count"]].astype(np.float32)
+        wanted = clip["count"] * LATENT_HOP
+        return np.pad(audio, (0, max(0, wanted - len(audio))))[:wanted]
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Latents <-> what the transformer sees. centre and total (D,): mean and deviation over all clips, for the mean
+    condition; within (D,): deviation inside clips, for the motion itself."""
+
+    centre: np.ndarray
+    total: np.ndarray
+    within: np.ndarray
+
+    @classmethod
+    def fit(cls, corpus: Corpus, clips: list[dict]) -> "Normaliser":
+        parts = [corpus.latents_of(clip) for clip in clips]
+        every = np.concatenate(parts)
+        inside = np.concatenate([part - part.mean(0) for part in parts])
+        return cls(every.mean(0), every.std(0), np.maximum(inside.std(0), 1e-4))
+
+    def statistics(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+        """Mean and deviation (D,) of a clip's latents -> the condition (2 D,)."""
+        spread = np.log(np.maximum(deviation, 1e-4) / self.within)
+        return np.concatenate([(mean - self.centre) / self.total, np.clip(spread, -2.5, 2.5)]).astype(np.float32)
+
+
+def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gain and noise, as microphones and rooms differ. audio (n,) float32."""
+    level = np.sqrt((audio**2).mean()) + 1e-6
+    audio = audio * np.float32(10 ** (rng.uniform(-14, 8) / 20))
+    if rng.random() < 0.5:
+        noise = rng.standard_normal(len(audio), np.float32)
+        if rng.random() < 0.5:
+            noise = np.cumsum(noise * 0.3) - np.linspace(0, 1, len(noise), dtype=np.float32) * np.sum(noise * 0.3)
+            noise = np.diff(noise, prepend=0) * 0.5 + np.convolve(noise * 0.01, np.ones(4) / 4, "same")
+        noise = noise / (noise.std() + 1e-6)
+        audio = audio + (level * 10 ** (-rng.uniform(12, 45) / 20) * noise).astype(np.float32)
+    return audio
+
+
+def log_mel(audio: Tensor, filters: Tensor, window: Tensor) -> Tensor:
+    """Batched twin of engine.features.LogMel: audio (B, WINDOW - HOP + n * 640) -> (B, 2 n, 64)."""
+    frames = audio.unfold(1, WINDOW, HOP) * window
+    power = torch.fft.rfft(frames, FFT).abs().square()
+    return torch.log10((power @ filters).clamp(min=1e-7)) * 0.5 + 2.0
+
+
+def warp_features(features: Tensor, generator: torch.Generator) -> Tensor:
+    """Other voices and rooms: shift the bands a little (vocal tract length), tilt and bend the spectrum."""
+    batch, _, bands = features.shape
+    shift = torch.rand(batch, 1, generator=generator).to(features.device) * 0.16 - 0.08
+    at = torch.arange(bands, device=features.device)[None] * (1 + shift)
+    low = at.floor().clamp(0, bands - 2).long()
+    part = (at - low).clamp(0, 1)[:, None]
+    index = low[:, None].expand(-1, features.shape[1], -1)
+    features = features.gather(2, index) * (1 - part) + features.gather(2, index + 1) * part
+    knots = torch.randn(batch, 1, 4, generator=generator).to(features.device) * 0.12
+    return features + torch.nn.functional.interpolate(knots, bands, mode="linear", align_corners=True)
+
+
+@dataclass
+class Windows:
+    """A batch for the transformer; shapes as in MotionTransformer.forward."""
+
+    latents: Tensor
+    present: Tensor
+    features: Tensor
+    statistics: Tensor
+    prefix: Tensor  # (B,) length of the clean past, counted from the first present token
+
+
+class WindowSampler:
+    """Draws windows; the same seed and step give the same batch."""
+
+    def __init__(self, corpus: Corpus, clips: list[dict], normaliser: Normaliser, shape: MotionShape):
+        self.corpus, self.clips, self.normaliser, self.shape = corpus, clips, normaliser, shape
+        weight = np.array([clip["count"] * SOURCE_WEIGHT.get(clip["source"], 1.0) for clip in clips])
+        self.weight = weight / weight.sum()
+        self.filters, self.window = torch.from_numpy(mel_filters()), torch.from_numpy(hann())
+
+    def batch(self, size: int, seed: int, step: int, augmented: bool = True) -> Windows:
+        rng = np.random.default_rng((seed, step))
+        length = self.shape.window
+        latents = np.zeros((size, length, self.shape.latent), np.float32)
+        present = np.zeros((size, length), np.float32)
+        audio = np.zeros((size, WINDOW - HOP + length * LATENT_HOP), np.float32)
+        statistics = np.zeros((size, 2 * self.shape.latent), np.float32)
+        for row, pick in enumerate(rng.choice(len(self.clips), size, p=self.weight)):
+            clip = self.clips[pick]
+            z, sound = self.corpus.latents_of(clip), self.corpus.audio_of(clip)
+            if augmented:
+                sound = augment(sound, rng)
+            count = min(length, len(z))
+            at = rng.integers(len(z) - count + 1)
+            mean, deviation = z.mean(0), z.std(0)
+            # a clip shorter than the window sits at either end of it: streams begin, and pasts are cut off
+            left = rng.integers(length - count + 1) if rng.random() < 0.5 else length - count
+            latents[row, left : left + count] = (z[at : at + count] - mean) / self.normaliser.within
+            present[row, left : left + count] = 1
+            head = WINDOW - HOP
+            piece = sound[max(0, at * LATENT_HOP - head) : (at + count) * LATENT_HOP]
+            end = head + (left + count) * LATENT_HOP
+            audio[row, end - len(piece) : end] = piece
+            statistics[row] = self.normaliser.statistics(mean, deviation)
+        features = log_mel(torch.from_numpy(audio), self.filters, self.window)
+        if augmented:
+            features = warp_features(features, torch.Generator().manual_seed(int(rng.integers(2**31))))
+        count = present.sum(1)
+        prefix = np.where(rng.random(size) < 0.15, rng.integers(0, 3, size), rng.random(size) * (count - 6))
+        return Windows(
+            torch.from_numpy(latents),
+            torch.from_numpy(present),
+            features,
+            torch.from_numpy(statistics),
+            torch.from_numpy(np.maximum(prefix, 0).astype(np.int64)),
+        )
+
+
+def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generator, care: Tensor) -> Tensor:
+    """Flow-matching loss on the tokens after the prefix, weighted over latent dimensions by care (D,)."""
+    latents, present = batch.latents, batch.present
+    size, length, _ = latents.shape
+    device = latents.device
+    order = present.cumsum(1) - 1  # index among present tokens
+    past = ((order < batch.prefix[:, None]) & (present > 0)).float()
+    # more of the time near pure noise, where few-step sampling lives or dies
+    t = torch.sigmoid(torch.randn(size, 1, generator=generator) + 0.3).to(device)
+    t = torch.where(torch.rand(size, 1, generator=generator).to(device) < 0.15, torch.ones_like(t), t)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    level = t * (1 - past)
+    # the past at run time is what the model itself made: a little wrong
+    blur = torch.randn(latents.shape, generator=generator).to(device) * 0.05
+    mixed = latents * (1 - level[..., None]) + noise * level[..., None] + blur * past[..., None]
+    hears = (torch.rand(size, generator=generator) > DROP_SPEECH).float().to(device)
+    knows = (torch.rand(size, generator=generator) > DROP_STATISTICS).float().to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = model(
+            mixed, level, past, present, batch.features, hears, batch.statistics, knows
+        ).float()
+    new = (present * (1 - past))[..., None]
+    return ((velocity - (noise - latents)).square() * new * care).sum() / (new.sum() * care.sum())
+
+
+@torch.no_grad()
+def generate(
+    model: MotionTransformer, features: Tensor, first: Tensor, statistics: Tensor, steps: int = 4, guidance: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
+    """Offline check during training: one window from speech alone, after one known latent. features (B, 2 W, 64), first
+    (B, D) normalised, statistics (B, 2 D) -> (B, W, D) normalised."""  # fmt: skip
+    size, length = len(features), model.shape.window
+    x = torch.randn(size, length, model.shape.latent, generator=torch.Generator().manual_seed(seed)).to(features.device)
+    past = torch.zeros(size, length, device=features.device)
+    past[:, 0] = 1
+    present, one = torch.ones_like(past), torch.ones(size, device=features.device)
+    times = torch.linspace(1, 0, steps + 1)
+    for now, then in zip(times[:-1], times[1:], strict=True):
+        x[:, 0] = first
+        level = now * (1 - past)
+        velocity = model(x, level, past, present, features, one, statistics, one)
+        if guidance != 1.0:
+            blind = model(x, level, past, present, features, 0 * one, statistics, one)
+            velocity = blind + guidance * (velocity - blind)
+        x = x + (then - now) * velocity
+    x[:, 0] = first
+    return x
+
+
+def held_out(model: MotionTransformer, sampler: WindowSampler, care: Tensor, device: str) -> dict[str, float]:
+    """Loss and, per clip, the correlation of generated with real latents (care-weighted over dimensions), beside the
+    same with other clips' speech."""
+    model.eval()
+    losses, right, wrong = [], [], []
+    for step in range(4):
+        batch = sampler.batch(48, 12345, step, augmented=False)
+        batch = Windows(**{k: v.to(device) for k, v in vars(batch).items()})
+        with torch.no_grad():
+            losses.append(float(flow_loss(model, batch, torch.Generator().manual_seed(step), care)))
+        # windows that fill from the left
+        keep = batch.present[:, 0] > 0
+        if keep.sum() < 2:
+            continue
+        z, mask = batch.latents[keep], batch.present[keep][..., None]
+        for out, features in ((right, batch.features[keep]), (wrong, batch.features[keep].roll(1, 0))):
+            made = generate(model, features, z[:, 0], batch.statistics[keep])
+            a = (z - (z * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
+            b = (made - (made * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
+            r = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp(min=1e-6)
+            out.append(r)
+    model.train()
+    figures = {"loss": float(np.mean(losses))}
+    if right:
+        r, w = torch.cat(right).mean(0), torch.cat(wrong).mean(0)
+        best = int((r * care.sqrt()).argmax())
+        figures |= {
+            "care_correlation": float((r * care).sum() / care.sum()),
+            "wrong_correlation": float((w * care).sum() / care.sum()),
+            "best": float(r[best]), "best_dimension": best,
+        }  # fmt: skip
+    return figures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
+    parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--tier", choices=("clean", "all"), default="all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    args.run.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus.open(args.latents)
+    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
+    clips = corpus.split("train", tiers)
+    normaliser = Normaliser.fit(corpus, clips)
+    shape = MotionShape(latent=corpus.latents.shape[1])
+    care = torch.from_numpy(np.load(args.latents / "care.npy")).to(args.device)
+    train = WindowSampler(corpus, clips, normaliser, shape)
+    held = WindowSampler(corpus, corpus.split("val", ("clean", "research")), normaliser, shape)
+    model = MotionTransformer(shape).to(args.device)
+    optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.03, betas=(0.9, 0.98))
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    step, checkpoint = 0, args.run / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, step = state["average"], state["step"]
+        print(f"resumed at step {step}", flush=True)
+    np.savez(args.run / "normaliser.npz", **vars(normaliser))
+    config = {"arguments": vars(args), "shape": asdict(shape)}
+    (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    started, total, since = time.monotonic(), 0.0, 0
+    while step < args.steps and time.monotonic() - started < args.minutes * 60:
+        batch = train.batch(args.batch, args.seed, step)
+        batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
+        rate = args.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = flow_loss(model, batch, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step, since, total = step + 1, since + 1, total + float(loss)
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        if step % 100 == 0:
+            print(f"step {step} {(time.monotonic() - started) / 60:.1f} min loss {total / since:.4f}", flush=True)
+            total, since = 0.0, 0
+        if step % 400 == 0 or step == args.steps:
+            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,
+                        "step": step}, checkpoint.with_suffix(".tmp"))  # fmt: skip
+            checkpoint.with_suffix(".tmp").rename(checkpoint)
+            judge = MotionTransformer(shape).to(args.device)
+            judge.load_state_dict(average)
+            figures = held_out(judge, held, care, args.device)
+            print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+            with (args.run / "held_out.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step} | figures) + "\n")
+    return 0
