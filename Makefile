@@ -23,8 +23,8 @@ run: $(VENV)/.run
 	@$(BIN)/ifmdm render $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/ruff check .
 
 evaluate: $(VENV)/.evaluate
 	@$(BIN)/ifmdm evaluate $(ARGS)

