@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from engine.errors import InputError
+from engine.portrait import PortraitError
 from engine.training import evaluate as evaluation
 from engine.training.clips import ClipError, find_clips, read_frames, read_voice
 from engine.training.evaluate import CopyPortrait, Options, Tools, evaluate
@@ -311,6 +312,20 @@ def test_clips_that_cannot_be_used_are_named_and_skipped(data, tmp_path):
     (tmp_path / "good.mp4").unlink()
     with pytest.raises(InputError, match="none of the 4 clips can be used"):
         evaluate(find_clips(tmp_path), copy_tools, Options())
+
+
+def test_a_first_frame_that_the_engine_refuses_is_one_clip_less(data):
+    class Picky(CopyPortrait):
+        def reenact(self, portrait, frames):
+            if portrait[0, 0, 0] > 140:
+                raise PortraitError("no face found")
+            return super().reenact(portrait, frames)
+
+    tools = Tools(Picky(), landmarks_of_drawing, vector_of_drawing)
+    result = evaluate(find_clips(data), lambda: tools, Options())
+    assert [clip["name"] for clip in result["clips"]] == ["a/clip0.mp4", "a/clip1.mp4"]
+    assert {clip["name"] for clip in result["skipped"]} == {"a/clip2.mp4", "b/clip3.mp4", "b/mute.mp4"}
+    assert "no portrait: no face found" in result["skipped"][0]["why"]
 
 
 def test_folders_without_a_manifest_give_all_their_clips(data, tmp_path):

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from engine.errors import InputError
+from engine.portrait import PortraitError
 from engine.training import metrics, report, sheets
 from engine.training.clips import RATE, Clip, ClipError, find_clips, fit_voice, read_frames, read_voice
 from engine.training.identity import SAME_PERSON, FaceVectors
@@ -125,9 +126,9 @@ def make_tools(subject: str, weights: Path | None) -> Tools:
     cv2.setNumThreads(1)  # one process a core does better than many threads in each
     if subject == "copy":
         return Tools(CopyPortrait(), FaceMesh(), FaceVectors())
-    from engine.training.subject import load_subject
+    from engine.training.subject import Trained
 
-    return Tools(load_subject(weights, threads=1), FaceMesh(), FaceVectors())
+    return Tools(Trained(weights), FaceMesh(), FaceVectors())
 
 
 # ------------------------------------------------------------------------------------------------ one clip
@@ -372,6 +373,11 @@ def _attempt(task: Task, tools: Tools, idle: bool = False) -> dict:
         return evaluate_idle(task, tools) if idle else evaluate_clip(task, tools)
     except ClipError as error:
         return {"name": task.clip.name, "skipped": str(error)}
+    except PortraitError as error:  # the engine finds no face where the landmarker does
+        return {
+            "name": task.clip.name,
+            "skipped": f"{task.clip.path}: its first frame is no portrait: {error}",
+        }
 
 
 def _results(tasks: list[Task], idle: Task | None, make: Callable[[], Tools], jobs: int) -> Iterator[dict]:
