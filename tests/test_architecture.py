@@ -71,7 +71,7 @@ def test_the_engine_knows_no_network_no_settings_and_no_command_line(name):
 def test_the_way_from_a_voice_to_a_picture_is_free_of_torch():
     way = reachable("plugin.render")
     assert {"plugin.settings", "transports.file", "engine.portrait", "engine.speech"} <= way
-    heavy = {"torch", "onnx", "onnxscript", "safetensors", "mediapipe", "dlib", "matplotlib"}
+    heavy = {"torch", "onnx", "onnxscript", "mediapipe", "dlib", "matplotlib"}
     assert {name: found for name in way if (found := top_level(MODULES[name]) & heavy)} == {}
     assert not [name for name in way if name.startswith("engine.training")]
 

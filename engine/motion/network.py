@@ -111,8 +111,8 @@ class MotionTransformer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         cos, sin = rotary(shape.window, width // shape.heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
 
     def forward(
         self,
@@ -137,6 +137,6 @@ class MotionTransformer(nn.Module):
         condition = F.silu(self.time(time_embedding(noise, self.shape.width)) + known[:, None] + speech)
         mask = (present[:, None, None, :] - 1.0) * 1e4  # absent tokens are not attended to
         for block in self.blocks:
-            x = block(x, condition, mask, self.cos, self.sin)
+            x = block(x, condition, mask, self.rotary_cos, self.rotary_sin)
         shift, scale = self.final(condition).chunk(2, -1)
         return self.out(self.norm(x) * (1 + scale) + shift)

@@ -13,6 +13,7 @@ portrait's own motion every coefficient is zero and the frame is the portrait.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,7 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, widths: tuple[int, ...]):
         super().__init__()
         self.stem = _conv(inputs, widths[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(_conv(a, b, 2), _conv(b, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Sequential(_conv(a, b, 2), _conv(b, b)) for a, b in pairwise(widths))
         self.up = nn.ModuleList(
             _conv(b + a, a) for a, b in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True)
         )

@@ -19,7 +19,14 @@ from engine.training.modes import POSE, STABLE, Modes, rigid_fit
 from engine.training.prepare import SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
-SOURCE_WEIGHT = {"lrc_ar": 0.42, "grid": 0.12, "talkvid": 0.2, "vasa1": 0.12, "liveportrait": 0.06, "portraits": 0.08}
+SOURCE_WEIGHT = {
+    "lrc_ar": 0.42,
+    "grid": 0.12,
+    "talkvid": 0.2,
+    "vasa1": 0.12,
+    "liveportrait": 0.06,
+    "portraits": 0.08,
+}
 
 
 def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
@@ -53,9 +60,10 @@ class Cache:
 
 @dataclass
 class Batch:
-    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks (B, 1 + T, 478, 2);
-    latents (B, 1 + T, D) what the motion modes say; boxes (B, 4) of the portrait; target_mouth and target_eyes (B, T, 4);
-    real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
+    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks
+    (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes;
+    target_mouth and target_eyes (B, T, 4); real (B,): 0 where the targets are made up from a still, so that only
+    landmarks can judge."""
 
     frames: Tensor
     landmarks: Tensor
@@ -80,7 +88,7 @@ class Augmentation:
     def draw(cls, rng: np.random.Generator) -> "Augmentation":
         angle, zoom = rng.normal(0, 0.06), np.exp(rng.normal(0.0, 0.08))
         turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        place = [0.5, 0.5] + rng.normal(0, 0.025, 2) - turn @ [0.5, 0.5]
+        place = rng.normal(0.5, 0.025, 2) - turn @ [0.5, 0.5]
         matrix = np.concatenate([turn, place[:, None]], 1).astype(np.float32)
         gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)).astype(np.float32)
         return cls(matrix, bool(rng.random() < 0.5), gain, rng.normal(0, 0.03, 3).astype(np.float32))

@@ -30,7 +30,9 @@ def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int) -> nn.C
     weight = state[conv + ".weight"]
     gain = state[norm + ".weight"] / (state[norm + ".running_var"] + 1e-3).sqrt()
     groups = len(weight) if weight.shape[1] == 1 and weight.shape[2] > 1 else 1
-    layer = nn.Conv2d(weight.shape[1] * groups, len(weight), weight.shape[2], stride, weight.shape[2] // 2, groups=groups)
+    layer = nn.Conv2d(
+        weight.shape[1] * groups, len(weight), weight.shape[2], stride, weight.shape[2] // 2, groups=groups
+    )
     layer.weight.data = weight * gain.view(-1, 1, 1, 1)
     layer.bias.data = state[norm + ".bias"] - state[norm + ".running_mean"] * gain
     return layer

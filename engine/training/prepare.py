@@ -45,7 +45,7 @@ def _frames(path: Path, count: int) -> list[tuple[int, np.ndarray]]:
 
 
 def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
-    os.environ["GLOG_minloglevel"] = "3"
+    os.environ["GLOG_minloglevel"] = "3"  # noqa: SIM112  (its name in lower case is what glog reads)
     import cv2
     import mediapipe as mp
 
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     args.cache.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_prepare_part, args=(args.data, args.cache, part, args.jobs)) for part in range(args.jobs)
+        context.Process(target=_prepare_part, args=(args.data, args.cache, part, args.jobs))
+        for part in range(args.jobs)
     ]
     for worker in workers:
         worker.start()

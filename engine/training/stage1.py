@@ -160,8 +160,14 @@ def losses(
 
 
 WEIGHTS = {
-    "picture": 4.0, "mouth": 3.0, "mouth_gradient": 2.0, "eyes": 1.5, "eyes_gradient": 1.0, "perceptual": 0.5, "range": 0.1,
-}  # fmt: skip
+    "picture": 4.0,
+    "mouth": 3.0,
+    "mouth_gradient": 2.0,
+    "eyes": 1.5,
+    "eyes_gradient": 1.0,
+    "perceptual": 0.04,
+    "range": 0.1,
+}
 LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6}
 
 
@@ -263,7 +269,12 @@ def run(args: argparse.Namespace) -> int:
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+        state = {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average,
+            "step": step,
+        }
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").rename(checkpoint)
 
@@ -304,11 +315,14 @@ def run(args: argparse.Namespace) -> int:
                 for name, value in model.state_dict().items():
                     average[name].lerp_(value, 1 - decay)
                 for name, value in terms.items():
-                    totals[name] = totals.get(name, 0.0) + float(value)
+                    totals[name] = totals.get(name, 0.0) + float(value.detach())
             if step % 50 == 0:
                 means = {name: value / since for name, value in totals.items()}
                 rate = (time.monotonic() - started) / 60
-                print(f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
+                print(
+                    f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()),
+                    flush=True,
+                )
                 with (args.run / "train.jsonl").open("a") as log:
                     log.write(json.dumps({"step": step} | means) + "\n")
                 totals, since = {}, 0

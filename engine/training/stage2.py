@@ -10,6 +10,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError
-from engine.features import FEATURES_PER_LATENT, FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
+from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
@@ -173,7 +174,7 @@ class WindowSampler:
 def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generator, care: Tensor) -> Tensor:
     """Flow-matching loss on the tokens after the prefix, weighted over latent dimensions by care (D,)."""
     latents, present = batch.latents, batch.present
-    size, length, _ = latents.shape
+    size = len(latents)
     device = latents.device
     order = present.cumsum(1) - 1  # index among present tokens
     past = ((order < batch.prefix[:, None]) & (present > 0)).float()
@@ -188,16 +189,19 @@ def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generat
     hears = (torch.rand(size, generator=generator) > DROP_SPEECH).float().to(device)
     knows = (torch.rand(size, generator=generator) > DROP_STATISTICS).float().to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        velocity = model(
-            mixed, level, past, present, batch.features, hears, batch.statistics, knows
-        ).float()
+        velocity = model(mixed, level, past, present, batch.features, hears, batch.statistics, knows).float()
     new = (present * (1 - past))[..., None]
     return ((velocity - (noise - latents)).square() * new * care).sum() / (new.sum() * care.sum())
 
 
 @torch.no_grad()
 def generate(
-    model: MotionTransformer, features: Tensor, first: Tensor, statistics: Tensor, steps: int = 4, guidance: float = 1.0,
+    model: MotionTransformer,
+    features: Tensor,
+    first: Tensor,
+    statistics: Tensor,
+    steps: int = 4,
+    guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
     """Offline check during training: one window from speech alone, after one known latent. features (B, 2 W, 64), first
@@ -208,7 +212,7 @@ def generate(
     past[:, 0] = 1
     present, one = torch.ones_like(past), torch.ones(size, device=features.device)
     times = torch.linspace(1, 0, steps + 1)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         x[:, 0] = first
         level = now * (1 - past)
         velocity = model(x, level, past, present, features, one, statistics, one)
@@ -293,7 +297,9 @@ def run(args: argparse.Namespace) -> int:
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
         batch = train.batch(args.batch, args.seed, step)
         batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
-        rate = args.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        rate = (
+            args.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss = flow_loss(model, batch, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
@@ -301,13 +307,16 @@ def run(args: argparse.Namespace) -> int:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        step, since, total = step + 1, since + 1, total + float(loss)
+        step, since, total = step + 1, since + 1, total + float(loss.detach())
         decay = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - decay)
         if step % 100 == 0:
-            print(f"step {step} {(time.monotonic() - started) / 60:.1f} min loss {total / since:.4f}", flush=True)
+            print(
+                f"step {step} {(time.monotonic() - started) / 60:.1f} min loss {total / since:.4f}",
+                flush=True,
+            )
             total, since = 0.0, 0
         if step % 400 == 0 or step == args.steps:
             torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,

@@ -1,0 +1,114 @@
+"""The trained model as it ships: loading with hash checks, and its three networks behind ONNX Runtime.
+
+One `Model` serves any number of heads; its sessions are thread-safe (ONNX Runtime's are) and hold the only copy of the
+weights.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from safetensors import safe_open
+
+from engine.errors import InputError
+from engine.portrait import Portrait
+from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
+
+WEIGHTS = Path(__file__).parent / "weights"
+RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "degrees")
+
+
+class WeightsError(InputError):
+    """The weights folder is missing, incomplete or damaged."""
+
+
+def check_hashes(directory: Path) -> dict:
+    """The folder's config.json, after every file named there was found whole. Raises WeightsError."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        expected = config["sha256"]
+    except FileNotFoundError:
+        raise WeightsError(f"{directory}: no config.json; it must be a folder made by `ifmdm train export`") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WeightsError(
+            f"{directory / 'config.json'}: cannot be read; export or install the weights again"
+        ) from None
+    for name, digest in expected.items():
+        path = directory / name
+        if not path.is_file():
+            raise WeightsError(f"{path}: missing; export or install the weights again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise WeightsError(f"{path}: damaged (its SHA-256 is not the one in config.json); install it again")
+    return config
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks and what the runtime knows of their latents. arrays: see training/export.py, runtime_arrays."""
+
+    directory: Path
+    config: dict
+    arrays: dict[str, np.ndarray]
+    threads: int
+
+    @classmethod
+    def load(cls, directory: Path | None = None, threads: int = 1) -> "Model":
+        """Read a weights folder (ours by default). threads: of ONNX Runtime, for each call. Raises WeightsError."""
+        directory = directory or WEIGHTS
+        config = check_hashes(directory)
+        with safe_open(directory / "weights.safetensors", "numpy") as file:
+            arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
+        return cls(directory, config, arrays, threads)
+
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # its warnings are about its own optimiser
+        # idle threads must not spin: the cores belong to encoders and to other heads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(self.directory / name, options, providers=["CPUExecutionProvider"])
+
+    @cached_property
+    def _encoder(self) -> onnxruntime.InferenceSession:
+        return self._session("encoder.onnx")
+
+    @cached_property
+    def _portrait(self) -> onnxruntime.InferenceSession:
+        return self._session("portrait.onnx")
+
+    @cached_property
+    def _coefficients(self) -> onnxruntime.InferenceSession:
+        return self._session("coefficients.onnx")
+
+    @cached_property
+    def _motion(self) -> onnxruntime.InferenceSession:
+        return self._session("motion.onnx")
+
+    @property
+    def window(self) -> int:
+        return self.config["motion"]["window"]
+
+    def coefficients(self, latent: np.ndarray) -> np.ndarray:
+        """h: latent (D,) -> coefficients (C,) of the fields."""
+        return self._coefficients.run(None, {"latents": latent[None].astype(np.float32)})[0][0]
+
+    def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Latent (D,) of a frame, given as portrait_inputs gives it."""
+        return self._encoder.run(None, inputs)[0][0]
+
+    def velocity(self, **inputs: np.ndarray) -> np.ndarray:
+        """One evaluation of the motion transformer; see engine/motion/generator.py, Denoiser."""
+        return self._motion.run(None, inputs)[0]
+
+    def prepare(self, portrait: Portrait) -> PreparedPortrait:
+        """Run the portrait network: once a portrait, a fraction of a second."""
+        inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
+        latent = self.encode(inputs)
+        fields = dict(zip(("head", "face", "mouth", "eyes"), self._portrait.run(None, inputs), strict=True))
+        counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
+        return prepare(portrait.pixels, portrait.keypoints, counts, latent, self.coefficients(latent), fields)

@@ -1,0 +1,142 @@
+"""Streaming motion: speech features in, motion latents out, a hop at a time.
+
+Every hop denoises one window whose layout never changes: the past that was already said, `hop` new latents and
+`look_ahead` more that only see what comes (their speech is known, they are made anew in the next hop). Work is done hop
+by hop whatever the audio's chunks were, and each hop's noise depends on the seed and the hop's number alone, so that
+offline and streaming give the same latents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.features import BANDS, FEATURES_PER_LATENT, FLOOR, scale
+from engine.motion.samplers import euler
+
+#: latents (B, W, D), noise (B, W), past (B, W), present (B, W), features (B, 2 W, 64), hears (B,), statistics (B, 2 D),
+#: knows (B,) -> velocity (B, W, D); see engine/motion/network.py.
+Denoiser = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far a hop goes. hop, look_ahead: latents of 40 ms; steps: sampler steps; guidance: how strongly speech is
+    followed (1: as learned; above: more, at twice the cost)."""
+
+    hop: int = 4
+    look_ahead: int = 3
+    steps: int = 4
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Where motion is centred and how wide it swings: mean and deviation (D,) of the latents to be made."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+@dataclass
+class MotionState:
+    """What a stream carries from hop to hop. past (n, D): normalised latents already made; features (m, 64): those not
+    yet consumed, preceded by those of the past; hops: how many were made."""
+
+    past: np.ndarray
+    features: np.ndarray
+    hops: int = 0
+    ended: bool = False
+
+
+@dataclass
+class MotionGenerator:
+    """Makes the latents of one stream. centre, total, within (D,): how the network's inputs are normalised (see
+    training/stage2.py, Normaliser)."""
+
+    denoiser: Denoiser
+    window: int
+    centre: np.ndarray
+    total: np.ndarray
+    within: np.ndarray
+    statistics: Statistics
+    first: np.ndarray  # (D,) the portrait's own latent: motion starts there
+    seed: int = 0
+    pace: Pace = field(default_factory=Pace)
+    gain: float = 1.0
+    state: MotionState = field(init=False)
+
+    def __post_init__(self) -> None:
+        silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
+        self.state = MotionState(self._normalise(self.first)[None], silence)
+
+    def _normalise(self, latent: np.ndarray) -> np.ndarray:
+        return ((latent - self.statistics.mean) / self.within).astype(np.float32)
+
+    def condition(self) -> np.ndarray:
+        """(2 D,) the statistics as the network takes them."""
+        spread = np.log(np.maximum(self.statistics.deviation, 1e-4) / self.within)
+        mean = (self.statistics.mean - self.centre) / self.total
+        return np.concatenate([mean, np.clip(spread, -2.5, 2.5)]).astype(np.float32)
+
+    def push(self, features: np.ndarray) -> np.ndarray:
+        """New speech features (n, 64) -> the latents (m, D) that became due, m a multiple of the hop."""
+        self.state.features = np.concatenate([self.state.features, features])
+        made = []
+        while self._waiting() >= self.pace.hop + self.pace.look_ahead:
+            made.append(self._hop())
+        return np.concatenate(made) if made else np.zeros((0, len(self.within)), np.float32)
+
+    def _waiting(self) -> int:
+        """Latents whose speech has come but which are not made yet."""
+        return len(self.state.features) // FEATURES_PER_LATENT - len(self.state.past)
+
+    def _hop(self) -> np.ndarray:
+        state, pace, window = self.state, self.pace, self.window
+        new = pace.hop + pace.look_ahead
+        count = len(state.past)
+        latents = np.zeros((window, len(self.within)), np.float32)
+        latents[window - new - count : window - new] = state.past
+        past = np.zeros(window, np.float32)
+        past[window - new - count : window - new] = 1
+        present = np.zeros(window, np.float32)
+        present[window - new - count :] = 1
+        features = np.full((window * FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
+        heard = state.features[: (count + new) * FEATURES_PER_LATENT]
+        features[len(features) - len(heard) :] = heard
+        # counter-based noise: hop n of seed s is the same whatever happened before
+        noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
+        made = self._denoise(latents, past, present, features, noise)[: pace.hop]
+        keep = window - new
+        dropped = max(0, count + pace.hop - keep)
+        state.past = np.concatenate([state.past, made])[-keep:]
+        state.features = state.features[dropped * FEATURES_PER_LATENT :]
+        state.hops += 1
+        return made * (self.within * self.gain) + self.statistics.mean
+
+    def _denoise(self, latents, past, present, features, noise) -> np.ndarray:
+        """Window with a clean past and noise (new, D) -> latents (new, D)."""
+        new = len(noise)
+        batch = 1 if self.pace.guidance == 1.0 else 2
+        hears = np.array([1.0, 0.0][:batch], np.float32)
+
+        def repeat(x: np.ndarray) -> np.ndarray:
+            return np.repeat(x[None], batch, 0)
+
+        fixed = {
+            "past": repeat(past),
+            "present": repeat(present),
+            "features": repeat(features),
+            "hears": hears,
+            "statistics": repeat(self.condition()),
+            "knows": np.ones(batch, np.float32),
+        }
+        window = latents.copy()
+
+        def velocity(x: np.ndarray, t: float) -> np.ndarray:
+            window[-new:] = x
+            level = (1 - past) * np.float32(t)
+            v = self.denoiser(latents=repeat(window), noise=repeat(level), **fixed)[:, -new:]
+            return v[0] if batch == 1 else v[1] + np.float32(self.pace.guidance) * (v[0] - v[1])
+
+        return euler(velocity, noise, self.pace.steps)

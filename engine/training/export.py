@@ -1,0 +1,244 @@
+"""`ifmdm train export`: checkpoints of both stages -> the weights that ship.
+
+What is written (see engine/model.py for how it is read):
+- `weights.safetensors`: every parameter of both stages in float16, and the few arrays of the runtime in float32.
+  Training can start from it, and nothing in it can run code.
+- `encoder.onnx`, `portrait.onnx`, `coefficients.onnx`, `motion.onnx`: the graphs alone. Their weights are external data
+  that point into `weights.safetensors`, so nothing is stored twice; float16 is widened when a session is made.
+- `config.json`: sizes, and the SHA-256 of the other files.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.numpy
+import torch
+from torch import Tensor, nn
+
+from engine.motion.network import MotionShape, MotionTransformer
+from engine.renderer.network import CROP, EYES, MOUTH, Renderer
+from engine.training.latents import load_renderer
+from engine.training.prepare import SIZE
+from engine.training.stage1 import crop, halve
+from engine.training.stage2 import Corpus
+
+FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "motion.onnx")
+
+
+class EncoderGraph(nn.Module):
+    """A frame's latent, its crops taken from the portrait's boxes."""
+
+    def __init__(self, renderer: Renderer):
+        super().__init__()
+        self.renderer = renderer
+
+    def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> Tensor:
+        crops = crop(picture, mouth, CROP, CROP), crop(picture, eyes, CROP // 2, CROP)
+        return self.renderer.encoder(halve(picture), *crops)
+
+
+class PortraitGraph(nn.Module):
+    """A portrait's fields."""
+
+    def __init__(self, renderer: Renderer):
+        super().__init__()
+        self.renderer = renderer
+
+    def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> tuple[Tensor, ...]:
+        crops = crop(picture, mouth, MOUTH, MOUTH), crop(picture, eyes, *EYES)
+        fields = self.renderer.portrait(halve(picture), *crops)
+        return fields.head, fields.face, fields.mouth, fields.eyes
+
+
+class CoefficientsGraph(nn.Module):
+    """h, with the parameter names it has inside the renderer."""
+
+    def __init__(self, renderer: Renderer):
+        super().__init__()
+        self.renderer = nn.Module()
+        self.renderer.coefficients = renderer.coefficients
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.renderer.coefficients(latents)
+
+
+class MotionGraph(nn.Module):
+    def __init__(self, motion: MotionTransformer):
+        super().__init__()
+        self.motion = motion
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.motion(*inputs)
+
+
+def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path,
+            batched: bool) -> None:  # fmt: skip
+    dynamic = tuple({0: torch.export.Dim("batch", min=1, max=4096)} for _ in inputs) if batched else None
+    if isinstance(module, MotionGraph):
+        dynamic = (dynamic,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        torch.onnx.export(
+            module.eval(), example, path, input_names=inputs, output_names=outputs, dynamic_shapes=dynamic,
+            dynamo=True, optimize=False, external_data=False, verbose=False,
+        )  # fmt: skip
+        logging.disable(logging.NOTSET)
+
+
+def point_into_safetensors(path: Path, weights: Path) -> None:
+    """Replace the graph's own copies of parameters by references into the safetensors file, widened by a Cast."""
+    raw = weights.read_bytes()[:8]
+    header_size = int.from_bytes(raw, "little")
+    header = json.loads(weights.read_bytes()[8 : 8 + header_size])
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for tensor in list(graph.initializer):
+        entry = header.get(tensor.name)
+        if entry is None or entry["dtype"] != "F16":
+            continue
+        begin, end = entry["data_offsets"]
+        name, dims = tensor.name, list(tensor.dims)
+        assert dims == entry["shape"], name
+        tensor.Clear()
+        tensor.name, tensor.data_type = name + ":half", onnx.TensorProto.FLOAT16
+        tensor.dims.extend(dims)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (
+            ("location", weights.name),
+            ("offset", 8 + header_size + begin),
+            ("length", end - begin),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        casts.append(onnx.helper.make_node("Cast", [name + ":half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = casts + list(graph.node)
+    for node in nodes:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    model.ClearField("metadata_props")
+    path.write_bytes(model.SerializeToString())
+
+
+def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.ndarray], ridge: float = 1.0) -> dict:
+    """What the runtime must know of the latents besides the networks' weights.
+
+    mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent (ridge regression, last row the offset),
+    so that a portrait's own look sets where its motion is centred; deviation (D,): the median clip's deviation."""
+    rows, goals, weights, deviations = [], [], [], []
+    for clip in corpus.split("train", ("clean", "research")):
+        z = corpus.latents_of(clip)
+        pick = z[:: max(1, len(z) // 6)]
+        rows.append(np.concatenate([pick, np.ones((len(pick), 1), np.float32)], 1))
+        goals.append(np.broadcast_to(z.mean(0), pick.shape))
+        weights.append(np.full(len(pick), {"lrc_ar": 0.3}.get(clip["source"], 1.0)))
+        deviations.append(z.std(0))
+    x, y, w = np.concatenate(rows), np.concatenate(goals), np.concatenate(weights)[:, None]
+    penalty = ridge * np.eye(x.shape[1])
+    penalty[-1, -1] = 1e-6
+    mean = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y)).astype(np.float32)
+    return {
+        "runtime.mean_from_portrait": mean,
+        "runtime.deviation": np.median(np.stack(deviations), 0).astype(np.float32),
+        **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
+    }
+
+
+def pose_directions(corpus: Corpus, cache: Path) -> np.ndarray:
+    """(3, D): change of the mean latent for one degree of yaw, pitch and roll, by regression over clips."""
+    from engine.training.batches import Cache
+    from engine.training.stage1 import load_modes
+
+    opened = Cache.open(cache)
+    modes = load_modes(opened, cache)
+    known = {clip["path"]: clip for clip in opened.clips}
+    angles, changes = [], []
+    for clip in corpus.split("train", ("clean", "research")):
+        entry = known[clip["path"]]
+        at = np.array(entry["frames_at"])
+        at = at[at < clip["count"]]
+        z = corpus.latents_of(clip)[at]
+        pose = modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :3] * 0.25  # POSE_UNIT of the angles: radians
+        angles.append(np.degrees(pose - pose.mean(0)))
+        changes.append(z - z.mean(0))
+    a, c = np.concatenate(angles), np.concatenate(changes)
+    return np.linalg.solve(a.T @ a + np.eye(3) * 1e-3 * len(a), a.T @ c).astype(np.float32)
+
+
+def export(
+    renderer: Renderer, motion: MotionTransformer, arrays: dict[str, np.ndarray], output: Path, note: dict
+) -> None:
+    """Write the weights folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    parameters = {f"renderer.{k}": v for k, v in renderer.state_dict().items()}
+    parameters |= {f"motion.{k}": v for k, v in motion.state_dict().items()}
+    tensors = {name: value.detach().half().contiguous().numpy() for name, value in parameters.items()}
+    weights = output / "weights.safetensors"
+    safetensors.numpy.save_file(tensors | arrays, weights, metadata={"format": "ifmdm", "license": "see MODEL_CARD.md"})
+    # the graphs are traced with the rounded weights, so that what is checked is what ships
+    renderer.load_state_dict({k: v.detach().half().float() for k, v in renderer.state_dict().items()})
+    motion.load_state_dict({k: v.detach().half().float() for k, v in motion.state_dict().items()})
+    box = torch.tensor([[0.3, 0.4, 0.3, 0.3]])
+    picture, boxes = (torch.rand(1, 3, SIZE, SIZE), box, box), ["picture", "mouth_box", "eyes_box"]
+    _export(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
+    fields = ["head", "face", "mouth", "eyes"]
+    _export(PortraitGraph(renderer), picture, boxes, fields, output / "portrait.onnx", False)
+    _export(
+        CoefficientsGraph(renderer), (torch.rand(2, renderer.shape.latent),), ["latents"], ["coefficients"],
+        output / "coefficients.onnx", True,
+    )  # fmt: skip
+    shape: MotionShape = motion.shape
+    window, latent = shape.window, shape.latent
+    example = (
+        torch.rand(2, window, latent), torch.rand(2, window), torch.ones(2, window), torch.ones(2, window),
+        torch.rand(2, 2 * window, 64), torch.ones(2), torch.rand(2, 2 * latent), torch.ones(2),
+    )  # fmt: skip
+    names = ["latents", "noise", "past", "present", "features", "hears", "statistics", "knows"]
+    _export(MotionGraph(motion), example, names, ["velocity"], output / "motion.onnx", True)
+    for name in FILES[1:]:
+        point_into_safetensors(output / name, weights)
+    config = {
+        "version": 1,
+        "renderer": asdict(renderer.shape),
+        "motion": asdict(shape),
+        "training": note,
+        "sha256": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in FILES},
+    }
+    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
+    parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
+    parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
+    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--output", type=Path, required=True, help="weights folder to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    renderer = load_renderer(args.renderer)
+    state = torch.load(args.motion / "checkpoint.pt", map_location="cpu", weights_only=True)
+    corpus = Corpus.open(args.latents)
+    motion = MotionTransformer(MotionShape(latent=renderer.shape.latent)).eval()
+    motion.load_state_dict(state["average"])
+    with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
+        normaliser = {name: data[name] for name in ("centre", "total", "within")}
+    arrays = runtime_arrays(corpus, args.renderer, normaliser)
+    arrays["runtime.degrees"] = pose_directions(corpus, args.cache)
+    steps = torch.load(args.renderer / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
+    export(renderer, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
+    for name in (*FILES, "config.json"):
+        (args.output / name).chmod(0o644)
+    size = sum((args.output / name).stat().st_size for name in (*FILES, "config.json"))
+    print(f"exported: {args.output}, {size / 2**20:.1f} MiB")
+    return 0
