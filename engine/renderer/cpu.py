@@ -29,7 +29,7 @@ class FieldCounts:
 @dataclass(frozen=True)
 class Patch:
     """The fields of one box, laid on the canvas. left, top: its first pixel there; flow (Kf, h * w * 2) in canvas
-    pixels; texture (Kt, h * w * 3) in 0..255; height and width in canvas pixels."""
+    pixels; texture (Kt, h * w * 4): premultiplied colour in 0..255 and opacity; height and width in canvas pixels."""
 
     left: int
     top: int
@@ -65,7 +65,7 @@ def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.n
 
 
 def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int) -> Patch:
-    """Fields of a box (Kf * 2 + Kt * 3, h, w), in fractions -> the same on the canvas' pixels under the box."""
+    """Fields of a box (Kf * 2 + Kt * 4, h, w), in fractions -> the same on the canvas' pixels under the box."""
     left, top = np.maximum(np.floor(box[:2] * CANVAS), 0).astype(int)
     right, bottom = np.minimum(np.ceil((box[:2] + box[2:]) * CANVAS), CANVAS).astype(int)
     height, width = fields.shape[1:]
@@ -78,12 +78,12 @@ def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int) -> Patch:
     ]
     rows, columns = grid_x.shape
 
-    def stack(planes: list[np.ndarray], channels: int, gain: float) -> np.ndarray:
-        shaped = np.reshape(planes, (-1, channels, rows, columns)).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(shaped * gain, np.float32).reshape(len(shaped), -1)
+    def stack(planes: list[np.ndarray], gains: tuple[float, ...]) -> np.ndarray:
+        shaped = np.reshape(planes, (-1, len(gains), rows, columns)).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(shaped * np.array(gains), np.float32).reshape(len(shaped), -1)
 
-    flow = stack(laid[: 2 * flows], 2, CANVAS)
-    texture = stack(laid[2 * flows :], 3, 255.0)
+    flow = stack(laid[: 2 * flows], (CANVAS, CANVAS))
+    texture = stack(laid[2 * flows :], (255.0, 255.0, 255.0, 1.0))
     return Patch(int(left), int(top), rows, columns, flow, texture)
 
 
@@ -189,8 +189,8 @@ class CpuRenderer:
         cv2.scaleAdd(self._full, self.size / CANVAS, self._full_grid, dst=self._full)
 
     def _paint(self, frame: np.ndarray, patch: Patch, weights: np.ndarray) -> None:
-        """Add a patch's texture where the head carried it."""
-        texture = (weights @ patch.texture).reshape(patch.height, patch.width, 3)
+        """Lay a patch's texture over the frame, where the head carried it."""
+        texture = (weights @ patch.texture).reshape(patch.height, patch.width, 4)
         rows = slice(patch.top, patch.top + patch.height)
         columns = slice(patch.left, patch.left + patch.width)
         shift = self._map[rows, columns] - self._grid[rows, columns]
@@ -200,6 +200,8 @@ class CpuRenderer:
         right = min(CANVAS, patch.left + patch.width + margin)
         at = self._map[top:bottom, left:right] - np.array([patch.left, patch.top], np.float32)
         moved = cv2.remap(texture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        opacity = moved[..., 3]
+        np.maximum(0.1 * opacity, np.minimum(opacity, 1.0), out=opacity)  # as network.opacity
         scale = self.size / CANVAS
         x0, y0 = int(left * scale), int(top * scale)
         x1, y1 = min(self.size, int(np.ceil(right * scale))), min(self.size, int(np.ceil(bottom * scale)))
@@ -210,4 +212,4 @@ class CpuRenderer:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         enlarged = cv2.warpAffine(moved, inverse, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_CONSTANT)
         part = frame[y0:y1, x0:x1]
-        part[...] = cv2.add(part, enlarged, dtype=cv2.CV_8U)
+        part[...] = cv2.add(part * (1 - enlarged[..., 3:]), enlarged[..., :3], dtype=cv2.CV_8U)

@@ -6,7 +6,8 @@ The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once in
     y = x + sum_k c_k H_k(x)                  the head moves           (fields over the picture, 32 x 32)
     u = y + sum_k c_k L_k(y)                  the face deforms         (fields over the picture, 128 x 128,
                                                                         and finer ones in the mouth and eyes boxes)
-    frame(x) = portrait(u) + sum_r c_r T_r(y) new texture appears      (mouth and eyes boxes: teeth, cavity, lids)
+    (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: teeth, cavity, lids)
+    frame(x) = (1 - a) portrait(u) + t        where it covers the old  (a: its opacity, t: its premultiplied colour)
 
 Texture and deformation live in the portrait's own coordinates, before the head moves, so they stay on the face. At the
 portrait's own motion every coefficient is zero and the frame is the portrait.
@@ -125,8 +126,8 @@ class Fields:
     """What the portrait network makes of B portraits. Flows are in fractions of the picture's side (x, y);
     textures in 0..1 of full scale.
 
-    head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 3, 96, 96) and
-    eyes (B, Kf * 2 + Kt * 3, 48, 96): flows first, then textures.
+    head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 4, 96, 96) and
+    eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity.
     """
 
     head: Tensor
@@ -148,9 +149,9 @@ class PortraitNetwork(nn.Module):
         self.head_out = nn.Conv2d(widths[2], 2 * shape.head, 3, 1, 1)
         self.face_out = nn.Conv2d(widths[0], 2 * shape.face, 3, 1, 1)
         self.mouth = UNet(5, (32, 64, 96, 128))
-        self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 3 * shape.mouth_texture, 3, 1, 1)
+        self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 4 * shape.mouth_texture, 3, 1, 1)
         self.eyes = UNet(5, (24, 48, 64, 96))
-        self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 3 * shape.eyes_texture, 3, 1, 1)
+        self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 4 * shape.eyes_texture, 3, 1, 1)
         self.register_buffer("mouth_window", _window(MOUTH, MOUTH), persistent=False)
         self.register_buffer("eyes_window", _window(*EYES), persistent=False)
 
@@ -205,6 +206,11 @@ class Renderer(nn.Module):
         self.coefficients = Coefficients(self.shape)
 
 
+def opacity(x: Tensor) -> Tensor:
+    """Clamp to at most 1, and to a tenth below zero: hardly anything there, but a slope to learn from."""
+    return torch.maximum(0.1 * x, x.clamp(max=1.0))
+
+
 def sample(field: Tensor, points: Tensor, padding: str = "border") -> Tensor:
     """field (N, C, H, W) at points (N, M, 2) in 0..1 of it -> (N, M, C), bilinear, pixel centres at half pixels."""
     grid = (points * 2 - 1)[:, None]
@@ -219,11 +225,11 @@ def _mix(weights: Tensor, fields: Tensor) -> Tensor:
 
 
 def _mix_patch(weights: Tensor, patch: Tensor, flows: int, textures: int) -> Tensor:
-    """Mix a mouth or eyes patch: -> (B * T, 5, H, W), flow first, then texture."""
+    """Mix a mouth or eyes patch: -> (B * T, 6, H, W), flow first, then texture."""
     height, width = patch.shape[-2:]
     split = weights.shape[-1] - textures
     flow = patch[:, : 2 * flows].view(len(patch), flows, 2, height, width)
-    texture = patch[:, 2 * flows :].view(len(patch), textures, 3, height, width)
+    texture = patch[:, 2 * flows :].view(len(patch), textures, 4, height, width)
     return torch.cat([_mix(weights[..., :split], flow), _mix(weights[..., split:], texture)], 1)
 
 
@@ -238,8 +244,9 @@ class Motion:
     mouth_box: Tensor  # (B * T, 4)
     eyes_box: Tensor
 
-    def trace(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Output points (B * T, M, 2) -> where they come from in the portrait, and the texture added there."""
+    def trace(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output points (B * T, M, 2) -> where they come from in the portrait (B * T, M, 2), and the colour
+        (B * T, M, 3) and opacity (B * T, M, 1) of the texture there."""
         still = points + sample(self.head, points)
         source = still + sample(self.face, still)
         texture = 0
@@ -248,7 +255,7 @@ class Motion:
             found = sample(patch, inside, "zeros")
             source = source + found[..., :2]
             texture = texture + found[..., 2:]
-        return source, texture
+        return source, texture[..., :3], opacity(texture[..., 3:])
 
 
 def mix(shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor) -> Motion:

@@ -90,7 +90,7 @@ class Augmentation:
         turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         place = rng.normal(0.5, 0.025, 2) - turn @ [0.5, 0.5]
         matrix = np.concatenate([turn, place[:, None]], 1).astype(np.float32)
-        gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)).astype(np.float32)
+        gain = np.exp(rng.normal(0, 0.22) + rng.normal(0, 0.1, 3)).astype(np.float32)
         return cls(matrix, bool(rng.random() < 0.5), gain, rng.normal(0, 0.03, 3).astype(np.float32))
 
     def landmarks(self, points: np.ndarray, mirror_of: np.ndarray) -> np.ndarray:
@@ -150,7 +150,11 @@ class Sampler:
             landmarks = self._borrow(landmarks[0], motion[rng.integers(len(motion), size=1 + self.targets)])
             at = np.zeros(1, int)
         else:
-            at = rng.permutation(clip["count"])[np.arange(1 + self.targets) % clip["count"]]
+            at = rng.permutation(clip["count"])
+            if self.augment and rng.random() < 0.5:  # portraits mostly come with closed lips: learn to open them
+                gap = landmarks[:, 14, 1] - landmarks[:, 13, 1]
+                at = np.concatenate([[gap.argmin()], at[at != gap.argmin()]])
+            at = at[np.arange(1 + self.targets) % clip["count"]]
         frames = [self.cache.frames[clip["start"] + i] for i in at]
         jitter = np.zeros((2, 2), np.float32)
         if self.augment:

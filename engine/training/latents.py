@@ -22,7 +22,6 @@ from engine.training.batches import Cache, Sampler, collate, keypoints_of
 from engine.training.prepare import SIZE
 from engine.training.stage1 import encode, grid_points, load_modes, portrait_fields, render, spread
 
-
 #: Clips of the corpus whose first frames are grey.
 DAMAGED = ("grid/s1_bbizzn.mp4", "grid/s1_brwa4p.mp4", "grid/s1_lgbf8n.mp4")
 

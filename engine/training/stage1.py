@@ -10,7 +10,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -31,9 +31,10 @@ PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third tar
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the bootstrap lets go, as shares of all steps, and the learning rate."""
+    """When the bootstrap lets go, as shares of its own length, and the learning rate over all steps."""
 
     steps: int
+    bootstrap: int
     teacher_until: float = 0.1  # latents come from the motion modes before, and mix towards the encoder's until...
     encoder_from: float = 0.25  # ...here
     landmarks_until: float = 0.5  # the weight of all landmark terms falls to zero here
@@ -44,15 +45,15 @@ class Schedule:
 
     def teacher(self, step: int) -> float:
         """Share of clips whose latents come from the motion modes."""
-        along = step / self.steps
+        along = step / self.bootstrap
         return float(np.clip((self.encoder_from - along) / (self.encoder_from - self.teacher_until), 0, 1))
 
     def landmarks(self, step: int) -> float:
-        along = step / self.steps
+        along = step / self.bootstrap
         return float(np.clip((self.landmarks_until - along) / (self.landmarks_until - self.encoder_from), 0, 1))
 
     def frozen(self, step: int) -> bool:
-        return step >= self.freeze_encoder * self.steps
+        return step >= self.freeze_encoder * self.bootstrap
 
     def learning_rate(self, step: int) -> float:
         along = min(1.0, step / self.steps)
@@ -93,8 +94,8 @@ def portrait_fields(model: Renderer, portrait: Tensor, mouth: Tensor, eyes: Tens
 
 def render(motion: Motion, portrait: Tensor, points: Tensor) -> Tensor:
     """Portraits (N, 3, H, W) moved, at output points (N, M, 2) -> colours (N, M, 3)."""
-    source, texture = motion.trace(points)
-    return sample(portrait, source) + texture
+    source, colour, opacity = motion.trace(points)
+    return sample(portrait, source) * (1 - opacity) + colour
 
 
 def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def losses(
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
 
     points = batch.landmarks[:, 1:].flatten(0, 1)
-    source, _ = motion.trace(points)
+    source, _, _ = motion.trace(points)
     away = (source - batch.landmarks[:, :1].expand(-1, times, -1, -1).flatten(0, 1)).abs().sum(-1)
     care = torch.ones(away.shape[1], device=away.device)
     care[LIPS + EYELIDS] = 3.0
@@ -236,6 +237,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
+    parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=12, help="clips a step")
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
@@ -250,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    schedule = Schedule(args.steps)
+    schedule = Schedule(args.steps, args.bootstrap or args.steps)
     model = Renderer().to(args.device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -262,11 +264,15 @@ def run(args: argparse.Namespace) -> int:
         average, step = state["average"], state["step"]
         print(f"resumed at step {step}", flush=True)
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
+    pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)
     perceptual = Perceptual().to(args.device) if args.perceptual_from < args.steps else None
     config = {"arguments": vars(args), "schedule": asdict(schedule), "shape": asdict(model.shape)}
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
+
+    def source(step: int) -> Sampler:
+        return train if schedule.landmarks(step) > 0 else pictures
 
     def save() -> None:
         state = {
@@ -288,10 +294,10 @@ def run(args: argparse.Namespace) -> int:
 
     started, totals, since = time.monotonic(), {}, 0
     with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
-        upcoming = ahead.submit(train.batch, args.batch, args.seed, step)
+        upcoming = ahead.submit(source(step).batch, args.batch, args.seed, step)
         while step < args.steps and time.monotonic() - started < args.minutes * 60:
             batch = upcoming.result()
-            upcoming = ahead.submit(train.batch, args.batch, args.seed, step + 1)
+            upcoming = ahead.submit(source(step + 1).batch, args.batch, args.seed, step + 1)
             batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
             torch.manual_seed(args.seed * 1_000_003 + step)
             if schedule.frozen(step) and not schedule.frozen(step - 1):
