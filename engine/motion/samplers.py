@@ -13,7 +13,7 @@ Velocity = Callable[[np.ndarray, float], np.ndarray]
 
 
 def times(steps: int) -> np.ndarray:
-    """(steps + 1,) noise levels from 1 to 0, closer together near the end, where detail is decided."""
+    """(steps + 1,) noise levels from 1 to 0, a little closer together near noise, where speech decides the motion."""
     even = np.linspace(1.0, 0.0, steps + 1)
     return even**0.9 if steps > 1 else even
 

@@ -33,7 +33,7 @@ class Timeline:
         """New latents (n, D) -> the latents (D,) of the frames that became due. A frame is due once the two latents
         after it are known."""
         for latent in latents:
-            if not self._held:
+            if self._base < 0 and not self._held:
                 self._held.append(latent)  # the one before the first: the first itself
             self._held.append(latent)
         due = []
@@ -42,7 +42,8 @@ class Timeline:
             first = index - 1 - self._base
             due.append(catmull_rom(*self._held[first : first + 4], along))
             self.frames += 1
-            drop = self._position()[0] - 1 - self._base
+            # below 25 fps a frame may lie beyond all that is held
+            drop = min(self._position()[0] - 1 - self._base, len(self._held))
             if drop > 0:
                 del self._held[:drop]
                 self._base += drop
