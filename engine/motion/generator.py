@@ -67,6 +67,9 @@ class MotionGenerator:
     state: MotionState = field(init=False)
 
     def __post_init__(self) -> None:
+        pace = self.pace
+        if min(pace.hop, pace.steps) < 1 or pace.look_ahead < 0 or pace.hop + pace.look_ahead >= self.window:
+            raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
         silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
         self.state = MotionState(self._normalise(self.first)[None], silence)
 

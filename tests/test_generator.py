@@ -1,0 +1,195 @@
+"""Streaming motion, with a stand-in for the trained network: what it is asked, and that chunks and time do not show."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.features import BANDS, FLOOR, scale
+from engine.motion.generator import MotionGenerator, Pace, Statistics
+from engine.motion.samplers import times
+
+WINDOW, LATENT = 12, 3
+SILENCE = scale(np.float32(FLOOR))
+
+
+class Fake:
+    """Not the trained network: a velocity that depends on everything it is told, and a record of what that was."""
+
+    def __init__(self, keep: bool = True):
+        self.calls: list[dict[str, np.ndarray]] = []
+        self.keep = keep
+
+    def __call__(self, **given: np.ndarray) -> np.ndarray:
+        if self.keep:
+            self.calls.append({name: value.copy() for name, value in given.items()})
+        heard = given["features"].reshape(*given["present"].shape, -1)[..., :LATENT] * given["hears"][:, None, None]
+        known = given["statistics"][:, None, :LATENT] * given["knows"][:, None, None]
+        around = (given["latents"] * given["present"][..., None]).sum(1, keepdims=True)
+        return np.tanh(given["latents"] - 0.3 * around + heard + known * given["noise"][..., None])
+
+
+def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> MotionGenerator:
+    rng = np.random.default_rng(5)
+    centre, mean, first = (rng.normal(size=LATENT).astype(np.float32) for _ in range(3))
+    total, within, deviation = (rng.uniform(0.2, 0.8, LATENT).astype(np.float32) for _ in range(3))
+    return MotionGenerator(
+        denoiser or Fake(keep=False), WINDOW, centre, total, within, Statistics(mean, deviation), first, seed,
+        Pace(**({"hop": 3, "look_ahead": 2, "steps": 2} | pace)),
+    )  # fmt: skip
+
+
+def speech(latents: int, seed: int = 0) -> np.ndarray:
+    """Features of so many latents."""
+    return np.random.default_rng(seed).normal(size=(latents * 2, BANDS)).astype(np.float32)
+
+
+def test_the_first_window_begins_with_the_portrait():
+    fake = Fake()
+    stream = generator(fake)
+    heard = speech(5)
+    assert len(stream.push(heard)) == 3
+    assert len(fake.calls) == 2
+    first = fake.calls[0]
+    assert {name: value.shape for name, value in first.items()} == {
+        "latents": (1, 12, 3), "noise": (1, 12), "past": (1, 12), "present": (1, 12), "features": (1, 24, 64),
+        "hears": (1,), "statistics": (1, 6), "knows": (1,),
+    }  # fmt: skip
+    assert all(value.dtype == np.float32 for value in first.values())
+    assert first["past"][0].tolist() == [0] * 6 + [1] + [0] * 5
+    assert first["present"][0].tolist() == [0] * 6 + [1] * 6
+    own = (stream.first - stream.statistics.mean) / stream.within
+    assert np.allclose(first["latents"][0, 6], own)
+    assert (first["latents"][0, :6] == 0).all()
+    assert np.array_equal(first["features"][0, 14:], heard)
+    assert np.allclose(first["features"][0, :14], SILENCE)  # nothing was said before the stream began
+    assert first["hears"] == first["knows"] == 1
+    assert np.array_equal(first["statistics"][0], stream.condition())
+
+
+def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
+    fake = Fake()
+    stream = generator(fake)
+    heard = speech(40)
+    made = stream.push(heard)
+    assert len(made) == 36  # in hops of 3, each with 2 of look-ahead
+    levels = times(2)[:-1]
+    normalised = np.concatenate([stream.first[None], made])
+    normalised = (normalised - stream.statistics.mean) / stream.within
+    for number, call in enumerate(fake.calls):
+        hop, step = divmod(number, 2)
+        count = min(1 + 3 * hop, 7)  # the past that fits beside 3 new and 2 ahead
+        past = np.arange(12) >= 7 - count
+        past[7:] = False
+        assert np.array_equal(call["past"][0], past)
+        assert np.array_equal(call["present"][0], np.arange(12) >= 7 - count)
+        assert np.allclose(call["noise"][0], np.where(past, 0, levels[step]))
+        assert np.allclose(call["latents"][0, past], normalised[1 + 3 * hop - count : 1 + 3 * hop], atol=1e-5)
+        # a feature stands beside its latent; the portrait's own latent, number -1, was silent
+        said = np.concatenate([np.full((2, BANDS), SILENCE, np.float32), heard])
+        from_latent = 1 + 3 * hop - count
+        assert np.array_equal(call["features"][0, 2 * (7 - count) :], said[2 * from_latent : 2 * (3 * hop + 6)])
+
+
+def test_the_noise_of_a_hop_depends_on_seed_and_number_alone():
+    streams = [Fake() for _ in range(3)]
+    generator(streams[0], seed=7).push(speech(20, 1))
+    generator(streams[1], seed=7).push(speech(20, 2))
+    generator(streams[2], seed=8).push(speech(20, 1))
+    noise = [[call["latents"][0, 7:] for call in fake.calls[::2]] for fake in streams]
+    assert all(np.array_equal(a, b) for a, b in zip(noise[0], noise[1], strict=True))
+    assert all((a != b).all() for a, b in zip(noise[0], noise[2], strict=True))
+    assert len({part.tobytes() for part in noise[0]}) == len(noise[0])
+    assert np.abs(np.mean(noise)) < 0.25
+    assert 0.7 < np.std(noise) < 1.3
+
+
+@given(
+    cuts=st.lists(st.integers(0, 17), min_size=1, max_size=30),
+    hop=st.integers(1, 5),
+    look_ahead=st.integers(0, 4),
+    guidance=st.sampled_from([1.0, 1.7]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_chunks_do_not_show(cuts, hop, look_ahead, guidance, seed):
+    pace = {"hop": hop, "look_ahead": look_ahead, "guidance": guidance}
+    heard = speech(sum(cuts) // 2 + 1)[: sum(cuts)]
+    stream, parts, at = generator(seed=seed, **pace), [], 0
+    for cut in cuts:
+        parts.append(stream.push(heard[at : at + cut]))
+        at += cut
+        # nothing is held back longer than the pace says
+        assert sum(map(len, parts)) == max(0, (at // 2 - look_ahead) // hop * hop)
+    whole = generator(seed=seed, **pace).push(heard)
+    assert whole.dtype == np.float32
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert np.isfinite(whole).all()
+
+
+def test_look_ahead_is_all_that_is_seen_of_what_comes():
+    heard, other = speech(30, 1), speech(30, 1)
+    other[2 * 14 :] = speech(16, 2)  # differs from latent 14 on
+    a, b = generator().push(heard), generator().push(other)
+    assert np.array_equal(a[:12], b[:12])  # hops of 3 with 2 ahead: 12, 13 and 14 are made knowing 14
+    assert (a[12:15] != b[12:15]).any()
+
+
+def test_same_seed_same_motion_other_seed_other_motion():
+    heard = speech(30)
+    assert np.array_equal(generator(seed=3).push(heard), generator(seed=3).push(heard))
+    assert (generator(seed=3).push(heard) != generator(seed=4).push(heard)).any()
+
+
+def test_guidance_steps_from_deaf_to_hearing_in_one_batch():
+    heard, fake = speech(5), Fake()
+    stream = generator(fake, guidance=2.5, steps=1)
+    made = stream.push(heard)
+    (call,) = fake.calls
+    assert call["hears"].tolist() == [1, 0]
+    assert call["knows"].tolist() == [1, 1]
+    for name in ("latents", "noise", "past", "present", "features", "statistics"):
+        assert np.array_equal(call[name][0], call[name][1])
+    hearing, deaf = Fake()(**call)[:, -5:]
+    flowed = call["latents"][0, -5:] - (deaf + 2.5 * (hearing - deaf))
+    assert np.allclose(made, flowed[:3] * stream.within + stream.statistics.mean, atol=1e-5)
+    plain = generator(guidance=1.0).push(heard)
+    assert np.array_equal(plain, generator().push(heard))
+    assert (plain != generator(guidance=1.01).push(heard)).any()
+
+
+def test_statistics_are_told_as_training_told_them():
+    torch_side = pytest.importorskip("engine.training.stage2")
+    stream = generator()
+    normaliser = torch_side.Normaliser(stream.centre, stream.total, stream.within)
+    told = normaliser.statistics(stream.statistics.mean, stream.statistics.deviation)
+    assert np.allclose(stream.condition(), told, atol=1e-6)
+    still = Statistics(stream.statistics.mean, np.zeros(LATENT, np.float32))
+    stream.statistics = still
+    assert np.isfinite(stream.condition()).all()
+
+
+def test_state_is_bounded_over_a_long_stream():
+    stream, made = generator(steps=1), 0
+    for _ in range(2000):
+        made += len(stream.push(speech(1)[:1]))
+        assert len(stream.state.past) <= WINDOW - 5
+        assert len(stream.state.features) <= 2 * WINDOW
+        # neither may keep alive a larger array that it is a part of
+        for kept in (stream.state.past, stream.state.features):
+            assert kept.base is None or kept.base.size <= 4 * WINDOW * BANDS
+    assert made == 996
+    assert stream.state.hops == 332
+
+
+def test_much_speech_at_once_is_not_kept():
+    stream = generator(steps=1)
+    stream.push(speech(5000))
+    stream.push(speech(1))
+    kept = stream.state.features
+    assert (kept.base if kept.base is not None else kept).size <= 4 * WINDOW * BANDS
+
+
+@pytest.mark.parametrize("pace", [{"hop": 0}, {"look_ahead": -1}, {"steps": 0}, {"hop": 10, "look_ahead": 2}])
+def test_a_pace_that_cannot_be_kept_is_refused(pace):
+    with pytest.raises(ValueError, match="pace"):
+        generator(**pace)
