@@ -4,6 +4,7 @@ The arithmetic is that of engine/renderer/network.py (see its formula), done on 
 the frame: displacements are smooth, so only the last look-up, the portrait's own pixels, runs at full size.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -38,6 +39,14 @@ class Patch:
     flow: np.ndarray
     texture: np.ndarray
 
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.left + self.width)
+
 
 @dataclass(frozen=True)
 class PreparedPortrait:
@@ -66,8 +75,9 @@ def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.n
 
 def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int) -> Patch:
     """Fields of a box (Kf * 2 + Kt * 4, h, w), in fractions -> the same on the canvas' pixels under the box."""
-    left, top = np.maximum(np.floor(box[:2] * CANVAS), 0).astype(int)
-    right, bottom = np.minimum(np.ceil((box[:2] + box[2:]) * CANVAS), CANVAS).astype(int)
+    # at least one pixel, even if the box lies outside: it gets zeros
+    left, top = np.clip(np.floor(box[:2] * CANVAS), 0, CANVAS - 1).astype(int)
+    right, bottom = np.clip(np.ceil((box[:2] + box[2:]) * CANVAS), (left + 1, top + 1), CANVAS).astype(int)
     height, width = fields.shape[1:]
     x = ((np.arange(left, right) + 0.5) / CANVAS - box[0]) / box[2] * width - 0.5
     y = ((np.arange(top, bottom) + 0.5) / CANVAS - box[1]) / box[3] * height - 0.5
@@ -118,6 +128,14 @@ def prepare(
     )
 
 
+def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """sum_k weights[k] fields[k] for weights (K,) and fields (K, n), into the first n numbers of `out`; -> (n,).
+
+    Not by BLAS: its threads would spin between frames and burn a second core for a product that takes 0.1 ms, and its
+    sums depend on how many there are."""
+    return np.einsum("k,kn->n", weights, fields, out=out[: fields.shape[1]])
+
+
 class CpuRenderer:
     """Renders frames of one portrait at one size. Buffers are made once: new memory is dear on virtual machines."""
 
@@ -134,6 +152,12 @@ class CpuRenderer:
         self._flow = np.empty((CANVAS, CANVAS, 2), np.float32)
         self._moved = np.empty((CANVAS, CANVAS, 2), np.float32)
         self._full = np.empty((size, size, 2), np.float32)
+        self._texture = np.zeros((CANVAS, CANVAS, 4), np.float32)
+        patches = portrait.patches
+        widest = max(part.shape[1] for part in (portrait.head, portrait.face, *(p.texture for p in patches)))
+        self._mixed = np.empty(widest, np.float32)
+        self._carried = np.empty(CANVAS * CANVAS * 4, np.float32)
+        self._enlarged = np.empty((3, size * size * 3), np.float32)
         counts = portrait.counts
         sizes = (
             counts.head,
@@ -157,59 +181,68 @@ class CpuRenderer:
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
         frame = cv2.remap(self._pixels, self._full, None, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
-        for patch, texture in zip(self.portrait.patches, (mouth_texture, eyes_texture), strict=True):
-            self._paint(frame, patch, texture)
+        self._paint(frame, (mouth_texture, eyes_texture))
         return frame
+
+    def _spread(self, weights: np.ndarray, field: np.ndarray, out: np.ndarray) -> None:
+        """Mix a field of the whole picture (K, side * side * 2) and enlarge it to the canvas, into `out`."""
+        side = int(np.sqrt(field.shape[1] // 2))
+        mixed = mix(weights, field, self._mixed).reshape(side, side, 2)
+        cv2.resize(mixed, (CANVAS, CANVAS), dst=out, interpolation=cv2.INTER_LINEAR)
 
     def _move(self, head: np.ndarray, face: np.ndarray, patches: tuple[np.ndarray, np.ndarray]) -> None:
         """Fill `_map`, where each canvas pixel lies on the still head, and `_full`, its source in the portrait."""
-        portrait, canvas = self.portrait, (CANVAS, CANVAS)
-        side = int(np.sqrt(portrait.head.shape[1] // 2))
-        cv2.resize(
-            (head @ portrait.head).reshape(side, side, 2),
-            canvas,
-            dst=self._map,
-            interpolation=cv2.INTER_LINEAR,
-        )
+        self._spread(head, self.portrait.head, self._map)
         cv2.add(self._map, self._grid, dst=self._map)
-        side = int(np.sqrt(portrait.face.shape[1] // 2))
-        cv2.resize(
-            (face @ portrait.face).reshape(side, side, 2),
-            canvas,
-            dst=self._flow,
-            interpolation=cv2.INTER_LINEAR,
-        )
-        for patch, weights in zip(portrait.patches, patches, strict=True):
-            part = self._flow[patch.top : patch.top + patch.height, patch.left : patch.left + patch.width]
-            part += (weights @ patch.flow).reshape(part.shape)
+        self._spread(face, self.portrait.face, self._flow)
+        for patch, weights in zip(self.portrait.patches, patches, strict=True):
+            part = self._flow[patch.rows, patch.columns]
+            part += mix(weights, patch.flow, self._mixed).reshape(part.shape)
         cv2.remap(self._flow, self._map, None, cv2.INTER_LINEAR, dst=self._moved, borderMode=cv2.BORDER_REPLICATE)
         cv2.add(self._moved, self._map, dst=self._moved)
         cv2.subtract(self._moved, self._grid, dst=self._moved)  # displacement alone: the identity enlarges exactly
         cv2.resize(self._moved, (self.size, self.size), dst=self._full, interpolation=cv2.INTER_LINEAR)
         cv2.scaleAdd(self._full, self.size / CANVAS, self._full_grid, dst=self._full)
 
-    def _paint(self, frame: np.ndarray, patch: Patch, weights: np.ndarray) -> None:
-        """Lay a patch's texture over the frame, where the head carried it."""
-        texture = (weights @ patch.texture).reshape(patch.height, patch.width, 4)
-        rows = slice(patch.top, patch.top + patch.height)
-        columns = slice(patch.left, patch.left + patch.width)
-        shift = self._map[rows, columns] - self._grid[rows, columns]
-        margin = int(np.ceil(max(-shift.min(), shift.max(), 0.0))) + 1
-        top, left = max(0, patch.top - margin), max(0, patch.left - margin)
-        bottom = min(CANVAS, patch.top + patch.height + margin)
-        right = min(CANVAS, patch.left + patch.width + margin)
-        at = self._map[top:bottom, left:right] - np.array([patch.left, patch.top], np.float32)
-        moved = cv2.remap(texture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        opacity = moved[..., 3]
-        np.maximum(0.1 * opacity, np.minimum(opacity, 1.0), out=opacity)  # as network.opacity
-        scale = self.size / CANVAS
-        x0, y0 = int(left * scale), int(top * scale)
-        x1, y1 = min(self.size, int(np.ceil(right * scale))), min(self.size, int(np.ceil(bottom * scale)))
-        # frame pixel -> canvas pixel of `moved`, pixel centres at half pixels
-        inverse = np.array(
-            [[1 / scale, 0, (x0 + 0.5) / scale - 0.5 - left], [0, 1 / scale, (y0 + 0.5) / scale - 0.5 - top]]
+    def _region(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right, on the canvas, of what the patches cover once the head carried them; such that
+        its edges are edges of the frame's pixels, too."""
+        patches = self.portrait.patches
+        top, left = min(p.top for p in patches), min(p.left for p in patches)
+        bottom, right = max(p.top + p.height for p in patches), max(p.left + p.width for p in patches)
+        here = slice(top, bottom), slice(left, right)
+        low, high, _, _ = cv2.minMaxLoc((self._map[here] - self._grid[here]).reshape(-1, 1))
+        margin = int(min(max(-low, high, 0.0), CANVAS)) + 2
+        step = CANVAS // math.gcd(CANVAS, self.size)
+        return (
+            max(0, (top - margin) // step * step),
+            max(0, (left - margin) // step * step),
+            min(CANVAS, -(-(bottom + margin) // step) * step),
+            min(CANVAS, -(-(right + margin) // step) * step),
         )
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        enlarged = cv2.warpAffine(moved, inverse, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_CONSTANT)
+
+    def _paint(self, frame: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> None:
+        """Lay the patches' textures over the frame, where the head carried them: frame = frame * (1 - a) + t."""
+        patches = self.portrait.patches
+        for patch in patches:
+            self._texture[patch.rows, patch.columns] = 0
+        for patch, weight in zip(patches, weights, strict=True):
+            part = self._texture[patch.rows, patch.columns]
+            part += mix(weight, patch.texture, self._mixed).reshape(part.shape)
+        top, left, bottom, right = self._region()
+        height, width = bottom - top, right - left
+        carried = self._carried[: height * width * 4].reshape(height, width, 4)
+        cv2.remap(
+            self._texture, self._map[top:bottom, left:right], None, cv2.INTER_LINEAR, dst=carried,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=0,
+        )  # fmt: skip
+        opacity = cv2.extractChannel(carried, 3)
+        kept = 1 - np.maximum(0.1 * opacity, np.minimum(opacity, 1.0))  # as network.opacity
+        y0, x0, y1, x1 = (edge * self.size // CANVAS for edge in (top, left, bottom, right))
+        size = (x1 - x0, y1 - y0)
+        colour, keep, work = (b[: size[0] * size[1] * 3].reshape(size[1], size[0], 3) for b in self._enlarged)
+        cv2.resize(cv2.cvtColor(carried, cv2.COLOR_BGRA2BGR), size, dst=colour, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(cv2.merge([kept, kept, kept]), size, dst=keep, interpolation=cv2.INTER_LINEAR)
         part = frame[y0:y1, x0:x1]
-        part[...] = cv2.add(part * (1 - enlarged[..., 3:]), enlarged[..., :3], dtype=cv2.CV_8U)
+        cv2.multiply(part, keep, dst=work, dtype=cv2.CV_32F)
+        cv2.add(work, colour, dst=part, dtype=cv2.CV_8U)

@@ -1,0 +1,285 @@
+"""The CPU renderer: the portrait itself when nothing moves, the formula of training when something does."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.renderer.boxes import eyes_box, mouth_box
+from engine.renderer.cpu import CANVAS, CpuRenderer, FieldCounts, PreparedPortrait, lay_patch, portrait_inputs, prepare
+
+COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
+NUMBER = 15
+PLACES = {"head": (32, 32), "face": (128, 128), "mouth": (96, 96), "eyes": (48, 96)}
+#: A face framed as in training, in YuNet's order.
+KEYPOINTS = np.array([[0.41, 0.4], [0.58, 0.39], [0.5, 0.49], [0.43, 0.58], [0.57, 0.59]], np.float32)
+
+
+def smooth(rng: np.random.Generator, count: int, height: int, width: int, knots: int = 6) -> np.ndarray:
+    """(count, height, width) random fields as smooth as a network's, about within -1..1."""
+    planes = [rng.normal(0, 0.4, (knots, knots)).astype(np.float32) for _ in range(count)]
+    return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in planes])
+
+
+def fade(height: int, width: int) -> np.ndarray:
+    """One inside, zero at the border, as patches are."""
+    rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 0.5 for n in (height, width))
+    return (rows[:, None] * columns).astype(np.float32)
+
+
+def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[str, np.ndarray]:
+    """Fields of a realistic scale: a unit of coefficient moves points by some thousandths of the picture (a few pixels
+    of 512), and textures cover up to about half."""
+    rng = np.random.default_rng(seed)
+    fields = {}
+    for name in ("head", "face"):
+        planes = smooth(rng, 2 * getattr(COUNTS, name), *PLACES[name]) * flow
+        fields[name] = planes.reshape(1, -1, 2, *PLACES[name])
+    for name in ("mouth", "eyes"):
+        flows, textures = getattr(COUNTS, f"{name}_flow"), getattr(COUNTS, f"{name}_texture")
+        planes = smooth(rng, 2 * flows + 4 * textures, *PLACES[name]) * fade(*PLACES[name])
+        planes[: 2 * flows] *= flow
+        planes[2 * flows :] *= texture
+        fields[name] = planes[None]
+    return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
+
+
+def scene(size: int, seed: int = 0) -> np.ndarray:
+    """A picture with shapes, shades and soft edges."""
+    rng = np.random.default_rng(seed)
+    picture = np.stack(list(smooth(rng, 3, 512, 512, 8)), -1) * 70 + 128
+    for _ in range(12):
+        colour, (x, y) = rng.integers(0, 256, 3).tolist(), rng.integers(0, 512, 2).tolist()
+        cv2.circle(picture, (x, y), int(rng.integers(10, 60)), colour, -1, cv2.LINE_AA)
+    picture = cv2.GaussianBlur(np.clip(picture, 0, 255), (0, 0), 2).astype(np.uint8)
+    return picture if size == 512 else cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def portrait(seed: int = 0, side: int = 512, keypoints: np.ndarray = KEYPOINTS, **fields: float) -> PreparedPortrait:
+    own = np.random.default_rng(seed + 1).normal(size=NUMBER).astype(np.float32)
+    latent = np.zeros(4, np.float32)
+    return prepare(scene(side, seed), keypoints, COUNTS, latent, own, make_fields(seed, **fields))
+
+
+def moved(prepared: PreparedPortrait, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Coefficients away from the portrait's own."""
+    return prepared.coefficients + np.random.default_rng(seed).normal(0, scale, NUMBER).astype(np.float32)
+
+
+def only(prepared: PreparedPortrait, kind: str, value: float = 1.0) -> np.ndarray:
+    """Coefficients that differ from the portrait's own in those of one kind."""
+    coefficients, start = prepared.coefficients.copy(), 0
+    for name, count in vars(COUNTS).items():
+        if name == kind:
+            coefficients[start : start + count] += value
+        start += count
+    return coefficients
+
+
+def in_torch(seed: int, size: int, weights: np.ndarray, **fields: float) -> np.ndarray:
+    """The same frame by the formula of training, at every pixel's centre: (size, size, 3) float in 0..255."""
+    torch = pytest.importorskip("torch")
+    from engine.renderer.network import Fields, RendererShape, mix
+    from engine.training.stage1 import grid_points, render
+
+    tensors = {name: torch.from_numpy(field) for name, field in make_fields(seed, **fields).items()}
+    boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
+    motion = mix(
+        RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), torch.from_numpy(weights)[None, None], *boxes
+    )
+    picture = torch.from_numpy(scene(size, seed)).permute(2, 0, 1)[None].float() / 255
+    points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), size, size)
+    return render(motion, picture, points).clamp(0, 1).view(size, size, 3).numpy() * 255
+
+
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_frames_are_what_training_rendered(size, seed):
+    prepared = portrait(seed, size)
+    coefficients = moved(prepared, seed)
+    frame = CpuRenderer(prepared, size).render(coefficients)
+    truth = in_torch(seed, size, coefficients - prepared.coefficients)
+    away = np.abs(frame - truth)[4:-4, 4:-4]
+    still = np.abs(scene(size, seed) - truth)[4:-4, 4:-4]
+    assert still.mean() > 3  # something happens
+    assert away.mean() < 0.6  # of 255, of which rounding to bytes is 0.25
+    assert np.percentile(away, 99.9) < 4
+
+
+@pytest.mark.parametrize("kind", list(vars(COUNTS)))
+def test_each_kind_of_field_is_what_training_rendered(kind):
+    prepared = portrait(4, 256)
+    coefficients = only(prepared, kind)
+    frame = CpuRenderer(prepared, 256).render(coefficients)
+    truth = in_torch(4, 256, coefficients - prepared.coefficients)
+    still = scene(256, 4)
+    changed = np.abs(still - truth).max(-1) > 2
+    assert changed.mean() > 0.01
+    assert np.abs(frame - truth)[4:-4, 4:-4].mean() < 0.6
+    inside = np.abs(frame - truth)[changed].mean()
+    assert inside < 0.1 * np.abs(still - truth)[changed].mean() + 0.5
+
+
+@pytest.mark.parametrize("size", [128, 256, 300, 512, 1024])
+def test_at_its_own_motion_the_frame_is_the_portrait(size):
+    prepared = portrait()
+    frame = CpuRenderer(prepared, size).render(prepared.coefficients)
+    kind = cv2.INTER_AREA if size < 512 else cv2.INTER_CUBIC
+    expected = prepared.pixels if size == 512 else cv2.resize(prepared.pixels, (size, size), interpolation=kind)
+    assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    assert np.array_equal(frame, expected)
+
+
+def test_frames_of_all_sizes_show_the_same():
+    prepared = portrait()
+    coefficients = moved(prepared)
+    truth = CpuRenderer(prepared, 512).render(coefficients)
+    for size in (128, 300, 1024):
+        frame = CpuRenderer(prepared, size).render(coefficients)
+        assert frame.shape == (size, size, 3)
+        same = cv2.resize(frame, (512, 512), interpolation=cv2.INTER_AREA if size > 512 else cv2.INTER_CUBIC)
+        away = np.abs(same.astype(int) - (truth if size >= 512 else cv2.blur(truth, (2, 2))))
+        assert away[8:-8, 8:-8].mean() < 2
+
+
+def test_one_buffer_serves_many_frames():
+    prepared = portrait()
+    renderer, out = CpuRenderer(prepared, 256), np.empty((256, 256, 3), np.uint8)
+    for seed in range(4):
+        coefficients = moved(prepared, seed)
+        out[:] = 255 - 60 * seed  # nothing of what it held before may show
+        given_out = renderer.render(coefficients, out)
+        assert given_out is out
+        fresh = CpuRenderer(prepared, 256).render(coefficients)
+        assert np.array_equal(out, fresh)
+        assert np.array_equal(renderer.render(coefficients), fresh)
+
+
+def test_frames_without_a_buffer_are_the_callers_to_keep():
+    prepared = portrait()
+    renderer = CpuRenderer(prepared, 256)
+    first = renderer.render(moved(prepared, 1))
+    kept = first.copy()
+    renderer.render(moved(prepared, 2))
+    assert np.array_equal(first, kept)
+    assert np.array_equal(renderer.render(prepared.coefficients), CpuRenderer(prepared, 256)._pixels)
+
+
+def test_texture_covers_the_mouth_and_follows_the_head():
+    prepared = portrait(texture=0.0)
+    mouth = prepared.patches[0]
+    texture = np.zeros((COUNTS.mouth_texture, mouth.height, mouth.width, 4), np.float32)
+    middle = slice(mouth.height // 2 - 8, mouth.height // 2 + 8), slice(mouth.width // 2 - 12, mouth.width // 2 + 12)
+    texture[0][middle] = [255, 0, 0, 1]  # an opaque red bar in the middle of the patch
+    painted = replace(mouth, texture=texture.reshape(COUNTS.mouth_texture, -1))
+    head = prepared.head.copy()
+    head[0] = np.tile([-10.0, 6.0], head.shape[1] // 2)  # where a point comes from: 10 left, 6 down on the canvas
+    prepared = replace(prepared, patches=(painted, prepared.patches[1]), head=head)
+    texture_at = COUNTS.head + COUNTS.face + COUNTS.mouth_flow
+    for size in (256, 512, 300):
+        renderer = CpuRenderer(prepared, size)
+        for shift in (0.0, 1.0):
+            coefficients = prepared.coefficients.copy()
+            coefficients[texture_at] += 1
+            coefficients[0] += shift
+            frame = renderer.render(coefficients).astype(int)
+            red = (frame[..., 0] > 230) & (frame[..., 1] < 25)
+            rows, columns = np.nonzero(red)
+            scale = size / CANVAS
+            centre = np.array([columns.mean(), rows.mean()]) / scale
+            expected = np.array([mouth.left + mouth.width // 2, mouth.top + mouth.height // 2]) - 0.5
+            assert np.abs(centre - expected - shift * np.array([10, -6])).max() < 1
+            assert 0.8 < len(rows) / (16 * 24 * scale**2) < 1.05
+    box = mouth_box(KEYPOINTS) * CANVAS
+    assert np.abs(np.array([mouth.left, mouth.top]) - box[:2]).max() <= 1
+
+
+def test_texture_may_darken_and_brighten_but_never_wraps_around():
+    prepared = portrait(texture=0.0)
+    patches = []
+    for patch, gain in zip(prepared.patches, (400.0, -400.0), strict=True):
+        texture = np.zeros((patch.texture.shape[0], patch.height, patch.width, 4), np.float32)
+        texture[..., :3] = gain
+        patches.append(replace(patch, texture=texture.reshape(len(texture), -1)))
+    prepared = replace(prepared, patches=tuple(patches))
+    for kind, value in (("mouth_texture", 255), ("eyes_texture", 0)):
+        frame = CpuRenderer(prepared, 256).render(only(prepared, kind))
+        patch = prepared.patches[kind == "eyes_texture"]
+        inside = frame[patch.top + 2 : patch.top + patch.height - 2, patch.left + 2 : patch.left + patch.width - 2]
+        assert (inside == value).all()
+        outside = np.ones((256, 256), bool)
+        outside[patch.top - 2 : patch.top + patch.height + 2, patch.left - 2 : patch.left + patch.width + 2] = False
+        assert np.array_equal(frame[outside], CpuRenderer(prepared, 256)._pixels[outside])
+
+
+@given(
+    x=st.floats(-0.5, 1.5),
+    y=st.floats(-0.5, 1.5),
+    unit=st.floats(0.05, 0.5),
+    turn=st.floats(-0.6, 0.6),
+    scale=st.sampled_from([1.0, 30.0]),
+)
+def test_faces_anywhere_and_motion_of_any_size_render(x, y, unit, turn, scale):
+    keypoints = (KEYPOINTS - KEYPOINTS[2]) * (unit / 0.19)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    keypoints = (keypoints @ rotation.T + [x, y]).astype(np.float32)
+    prepared = portrait(keypoints=keypoints, side=256)
+    for patch in prepared.patches:
+        assert 0 <= patch.left <= patch.left + patch.width <= CANVAS
+        assert 0 <= patch.top <= patch.top + patch.height <= CANVAS
+        assert np.isfinite(patch.flow).all()
+    renderer = CpuRenderer(prepared, 128)
+    assert renderer.render(moved(prepared, scale=scale)).shape == (128, 128, 3)
+    assert np.array_equal(renderer.render(prepared.coefficients), renderer._pixels)
+
+
+def test_a_patch_is_its_field_on_the_canvas():
+    box = np.array([0.3, 0.55, 0.35, 0.35], np.float32)
+    axis = (np.arange(96) + 0.5) / 96
+    across = np.broadcast_to(axis, (96, 96)).astype(np.float32)
+    fields = np.stack([across, across.T] + [np.full((96, 96), v, np.float32) for v in (0.1, 0.2, 0.3, 0.5)])
+    patch = lay_patch(fields, box, 1)
+    assert (patch.left, patch.top) == (76, 140)
+    assert (patch.width, patch.height) == (91, 91)
+    flow = patch.flow.reshape(91, 91, 2)
+    x = (np.arange(76, 167) + 0.5) / CANVAS
+    inside = (x > 0.305) & (x < 0.645)
+    expected = (x - 0.3) / 0.35 * CANVAS
+    assert np.abs(flow[45, inside, 0] - expected[inside]).max() < 0.2
+    assert np.ptp(flow[45, inside, 1]) < 0.01
+    texture = patch.texture.reshape(91, 91, 4)
+    assert np.allclose(texture[45, 45], [25.5, 51.0, 76.5, 0.5], atol=1e-3)
+
+
+def test_what_the_networks_are_given():
+    pixels = scene(512)
+    inputs = portrait_inputs(pixels, KEYPOINTS)
+    assert {name: value.shape for name, value in inputs.items()} == {
+        "picture": (1, 3, 256, 256), "mouth_box": (1, 4), "eyes_box": (1, 4),
+    }  # fmt: skip
+    assert all(value.dtype == np.float32 for value in inputs.values())
+    small = cv2.resize(pixels, (256, 256), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(np.round(inputs["picture"][0].transpose(1, 2, 0) * 255).astype(np.uint8), small)
+
+
+@given(
+    x=st.floats(-0.2, 0.2),
+    y=st.floats(-0.2, 0.2),
+    zoom=st.floats(0.5, 1.8),
+    place=st.sampled_from([mouth_box, eyes_box]),
+)
+def test_boxes_move_and_grow_with_the_face(x, y, zoom, place):
+    still = place(KEYPOINTS)
+    box = place((KEYPOINTS - 0.5) * zoom + 0.5 + np.array([x, y], np.float32))
+    assert np.allclose(box[2:], still[2:] * zoom, atol=1e-5)
+    assert np.allclose(box[:2], (still[:2] - 0.5) * zoom + 0.5 + [x, y], atol=1e-5)
+
+
+def test_boxes_hold_mouth_and_eyes():
+    for box, points in ((mouth_box(KEYPOINTS), KEYPOINTS[3:]), (eyes_box(KEYPOINTS), KEYPOINTS[:2])):
+        assert (points > box[:2] + 0.15 * box[2:]).all()
+        assert (points < box[:2] + 0.85 * box[2:]).all()
