@@ -19,6 +19,8 @@ from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
 WEIGHTS = Path(__file__).parent / "weights"
+VERSION = 1
+FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "motion.onnx")
 RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "degrees")
 
 
@@ -30,13 +32,16 @@ def check_hashes(directory: Path) -> dict:
     """The folder's config.json, after every file named there was found whole. Raises WeightsError."""
     try:
         config = json.loads((directory / "config.json").read_text())
-        expected = config["sha256"]
-    except FileNotFoundError:
+        expected = {name: config["sha256"][name] for name in FILES}
+        version, _, _ = config["version"], config["renderer"]["latent"], config["motion"]["window"]
+    except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{directory}: no config.json; it must be a folder made by `ifmdm train export`") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise WeightsError(
             f"{directory / 'config.json'}: cannot be read; export or install the weights again"
         ) from None
+    if version != VERSION:
+        raise WeightsError(f"{directory}: weights of version {version}, not {VERSION}; install those of this ifmdm")
     for name, digest in expected.items():
         path = directory / name
         if not path.is_file():

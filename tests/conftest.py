@@ -1,4 +1,6 @@
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -6,6 +8,8 @@ import pytest
 from hypothesis import settings
 
 import plugin
+from engine.model import WEIGHTS
+from engine.portrait import Portrait, load_portrait
 
 # Decoding and face detection take as long as the machine is busy; that is no failure.
 settings.register_profile("ifmdm", deadline=None, print_blob=True)
@@ -22,3 +26,55 @@ def assets() -> Path:
 def ada(assets: Path) -> np.ndarray:
     """The pixels of a bundled portrait, (512, 512, 3) uint8 RGB."""
     return cv2.cvtColor(cv2.imread(str(assets / "portraits" / "ada.jpg")), cv2.COLOR_BGR2RGB)
+
+
+@pytest.fixture(scope="session")
+def ada_portrait(assets: Path) -> Portrait:
+    return load_portrait(assets / "portraits" / "ada.jpg")
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A weights folder of small networks that learned nothing, and those networks in torch as exported."""
+
+    directory: Path
+    renderer: Any
+    motion: Any
+    arrays: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
+    """Exported once (it takes seconds), for all tests of whatever runs on weights."""
+    torch = pytest.importorskip("torch")
+    from engine.motion.network import MotionShape, MotionTransformer
+    from engine.renderer.network import Renderer, RendererShape
+    from engine.training.export import export
+
+    latent = 6
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = RendererShape(latent, head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
+        renderer = Renderer(shape).eval()
+        motion = MotionTransformer(MotionShape(latent, window=16, width=24, depth=1, heads=2)).eval()
+        for parameter in motion.parameters():
+            if not parameter.any():  # layers that begin at zero would hide what comes before them
+                torch.nn.init.normal_(parameter, 0, 0.1)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.uniform(0.1, 0.5, latent) for name in ("deviation", "total", "within")}
+    arrays |= {"centre": rng.normal(0, 0.2, latent), "degrees": rng.normal(0, 0.02, (3, latent))}
+    arrays["mean_from_portrait"] = np.concatenate([0.9 * np.eye(latent), rng.normal(0, 0.05, (1, latent))])
+    arrays = {f"runtime.{name}": value.astype(np.float32) for name, value in arrays.items()}
+    directory = tmp_path_factory.mktemp("untrained")
+    export(renderer, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0})
+    return Untrained(directory, renderer, motion, arrays)
+
+
+@pytest.fixture(scope="session", params=["untrained", "shipped"])
+def weights(request: pytest.FixtureRequest) -> Path:
+    """A weights folder: first a random one, then the one that ships, if it is there."""
+    if request.param == "untrained":
+        return request.getfixturevalue("untrained").directory
+    if not (WEIGHTS / "config.json").is_file():
+        pytest.skip("no trained weights yet")
+    return WEIGHTS

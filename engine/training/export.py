@@ -22,14 +22,13 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
+from engine.model import FILES, VERSION
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
 from engine.training.prepare import SIZE
 from engine.training.stage1 import crop, halve
 from engine.training.stage2 import Corpus
-
-FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "motion.onnx")
 
 
 class EncoderGraph(nn.Module):
@@ -188,8 +187,9 @@ def export(
     # the graphs are traced with the rounded weights, so that what is checked is what ships
     renderer.load_state_dict({k: v.detach().half().float() for k, v in renderer.state_dict().items()})
     motion.load_state_dict({k: v.detach().half().float() for k, v in motion.state_dict().items()})
-    box = torch.tensor([[0.3, 0.4, 0.3, 0.3]])
-    picture, boxes = (torch.rand(1, 3, SIZE, SIZE), box, box), ["picture", "mouth_box", "eyes_box"]
+    # two boxes, since one tensor given twice is traced as one input: the mouth would be looked for at the eyes
+    mouth, eyes = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.3, 0.3, 0.4, 0.2]])
+    picture, boxes = (torch.rand(1, 3, SIZE, SIZE), mouth, eyes), ["picture", "mouth_box", "eyes_box"]
     _export(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
     fields = ["head", "face", "mouth", "eyes"]
     _export(PortraitGraph(renderer), picture, boxes, fields, output / "portrait.onnx", False)
@@ -208,7 +208,7 @@ def export(
     for name in FILES[1:]:
         point_into_safetensors(output / name, weights)
     config = {
-        "version": 1,
+        "version": VERSION,
         "renderer": asdict(renderer.shape),
         "motion": asdict(shape),
         "training": note,

@@ -1,0 +1,211 @@
+"""Weights: what is exported is what runs, and a damaged folder is refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors import safe_open
+
+from engine.model import FILES, RUNTIME_ARRAYS, Model, WeightsError
+from engine.renderer.cpu import FieldCounts, portrait_inputs
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def model(weights) -> Model:
+    return Model.load(weights)
+
+
+@pytest.fixture(scope="module")
+def networks(weights):
+    """Both stages in torch, rebuilt from the folder's safetensors alone."""
+    from engine.motion.network import MotionShape, MotionTransformer
+    from engine.renderer.network import Renderer, RendererShape
+
+    config = json.loads((weights / "config.json").read_text())
+    built = {
+        "renderer": Renderer(RendererShape(**config["renderer"])),
+        "motion": MotionTransformer(MotionShape(**config["motion"])),
+    }
+    with safe_open(weights / "weights.safetensors", "pt") as file:
+        for prefix, network in built.items():
+            names = [name for name in file.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118  (no mapping)
+            state = {name.removeprefix(f"{prefix}."): file.get_tensor(name).float() for name in names}
+            network.load_state_dict(state)
+            network.eval()
+    return built["renderer"], built["motion"]
+
+
+def same(ours: np.ndarray, truth: "torch.Tensor") -> bool:
+    truth = truth.detach().numpy()
+    assert ours.shape == truth.shape
+    assert ours.dtype == np.float32
+    return np.abs(ours - truth).max() <= 1e-4 * max(1.0, np.abs(truth).max())
+
+
+def crops(picture: "torch.Tensor", box: np.ndarray, height: int, width: int) -> "torch.Tensor":
+    from engine.training.stage1 import crop
+
+    return crop(picture, torch.from_numpy(box), height, width)
+
+
+def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portrait):
+    from engine.renderer.network import CROP, EYES, MOUTH
+    from engine.training.stage1 import halve
+
+    renderer, _ = networks
+    inputs = portrait_inputs(ada_portrait.pixels, ada_portrait.keypoints)
+    picture = torch.from_numpy(inputs["picture"])
+    mouth, eyes = inputs["mouth_box"], inputs["eyes_box"]
+    with torch.no_grad():
+        latent = renderer.encoder(
+            halve(picture), crops(picture, mouth, CROP, CROP), crops(picture, eyes, CROP // 2, CROP)
+        )
+        fields = renderer.portrait(halve(picture), crops(picture, mouth, MOUTH, MOUTH), crops(picture, eyes, *EYES))
+    assert same(model.encode(inputs)[None], latent)
+    for name, ours in zip(("head", "face", "mouth", "eyes"), model._portrait.run(None, inputs), strict=True):
+        truth = getattr(fields, name)
+        scale = float(truth.abs().max())
+        assert 1e-4 < scale < 10
+        assert same(ours / np.float32(scale), truth / scale), name
+    prepared = model.prepare(ada_portrait)
+    assert isinstance(prepared.counts, FieldCounts)
+    assert prepared.head.shape == (prepared.counts.head, 32 * 32 * 2)
+    assert np.array_equal(prepared.latent, model.encode(inputs))
+    assert np.array_equal(prepared.coefficients, model.coefficients(prepared.latent))
+
+
+def test_coefficients_are_the_networks(model, networks):
+    renderer, _ = networks
+    latents = np.random.default_rng(0).normal(size=(5, renderer.shape.latent)).astype(np.float32)
+    with torch.no_grad():
+        truth = renderer.coefficients(torch.from_numpy(latents))
+    assert truth.shape == (5, renderer.shape.coefficients)
+    assert same(model._coefficients.run(None, {"latents": latents})[0], truth)
+    assert same(model.coefficients(latents[0]), truth[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_motion_graph_is_the_network(model, networks, batch):
+    _, motion = networks
+    window, latent = motion.shape.window, motion.shape.latent
+    rng = np.random.default_rng(batch)
+    past = np.zeros((batch, window), np.float32)
+    past[:, 4:9] = 1
+    present = np.ones((batch, window), np.float32)
+    present[:, :4] = 0
+    inputs = {
+        "latents": rng.normal(size=(batch, window, latent)), "noise": (1 - past) * rng.uniform(size=(batch, 1)),
+        "past": past, "present": present, "features": rng.normal(size=(batch, 2 * window, 64)),
+        "hears": np.arange(batch) != 1, "statistics": rng.normal(size=(batch, 2 * latent)),
+        "knows": np.arange(batch) != 2,
+    }  # fmt: skip
+    inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
+    with torch.no_grad():
+        truth = motion(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+    assert float(truth.abs().max()) > 0.01
+    assert same(model.velocity(**inputs), truth)
+
+
+def test_tokens_before_the_stream_do_not_matter(model):
+    """What stands where nothing is present must not reach what is: the generator leaves zeros there."""
+    window, latent = model.window, model.config["motion"]["latent"]
+    rng = np.random.default_rng(0)
+    present = np.ones((1, window), np.float32)
+    present[:, :6] = 0
+    inputs = {
+        "latents": rng.normal(size=(1, window, latent)), "noise": np.full((1, window), 0.5), "past": 0 * present,
+        "present": present, "features": rng.normal(size=(1, 2 * window, 64)), "hears": np.ones(1),
+        "statistics": rng.normal(size=(1, 2 * latent)), "knows": np.ones(1),
+    }  # fmt: skip
+    inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
+    other = inputs | {"latents": inputs["latents"].copy()}
+    other["latents"][:, :6] = 7
+    assert np.abs(model.velocity(**inputs)[:, 6:] - model.velocity(**other)[:, 6:]).max() < 1e-4
+
+
+def test_the_arrays_of_the_runtime_come_back(untrained):
+    arrays = Model.load(untrained.directory).arrays
+    assert set(arrays) == set(RUNTIME_ARRAYS)
+    for name, value in arrays.items():
+        assert np.array_equal(value, untrained.arrays[f"runtime.{name}"])
+        assert value.dtype == np.float32
+
+
+def test_parameters_are_stored_once_in_half_precision_and_nothing_in_them_runs(untrained):
+    folder = untrained.directory
+    assert {path.name for path in folder.iterdir()} == {*FILES, "config.json"}
+    count = sum(v.numel() for n in (untrained.renderer, untrained.motion) for v in n.state_dict().values())
+    arrays = sum(value.nbytes for value in untrained.arrays.values())
+    data = (folder / "weights.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    assert len(data) == 8 + header + 2 * count + arrays
+    assert json.loads(data[8 : 8 + header])["__metadata__"]["format"] == "ifmdm"
+    for name in FILES[1:]:
+        graph = onnx.load(folder / name, load_external_data=False).graph
+        outside = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+        places = {entry.value for t in outside for entry in t.external_data if entry.key == "location"}
+        assert places == {"weights.safetensors"}
+        assert {t.data_type for t in outside} == {onnx.TensorProto.FLOAT16}
+        inside = sum(t.ByteSize() for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL)
+        assert inside < 60_000  # the windows of the patches
+        assert b"/" + b"home" not in (folder / name).read_bytes()
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        Model.load(folder)
+    assert isinstance(caught.value, ValueError)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    return message
+
+
+@pytest.fixture
+def folder(untrained, tmp_path) -> Path:
+    return shutil.copytree(untrained.directory, tmp_path / "weights")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_or_a_missing_file_is_named(folder, name):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    for at in (0, len(data) // 2, len(data) - 1):
+        data[at] ^= 1
+        path.write_bytes(data)
+        assert "damaged" in refused(folder)
+        assert name in refused(folder)
+        data[at] ^= 1
+    path.write_bytes(data[:-1])
+    assert "damaged" in refused(folder)
+    path.write_bytes(data)
+    assert Model.load(folder).window == 16
+    path.unlink()
+    assert f"{path}: missing" in refused(folder)
+    path.mkdir()
+    assert "missing" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", "{}", '{"sha256": {}}', '{"sha256": []}', '{"sha256": {"motion.onnx": "0"}}', "\udcff"],
+)
+def test_a_config_that_makes_no_sense_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert "config.json: cannot be read" in refused(folder)
+
+
+def test_a_folder_without_config_and_one_of_another_version_are_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"version": 99}))
+    assert "version 99" in refused(folder)
+    (folder / "config.json").unlink()
+    assert "no config.json" in refused(folder)
+    assert "no config.json" in refused(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "no config.json" in refused(tmp_path / "file")
