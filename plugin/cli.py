@@ -30,7 +30,9 @@ _EXTRAS = {
 }
 _TRAINING = {
     "prepare": ("prepare", "cut clips into training frames with landmarks and speech"),
+    "encoder": ("encoder", "teach the motion encoder what landmarks know, before or between stretches of stage 1"),
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
+    "latents": ("latents", "read the motion latents of every clip, for stage 2"),
     "motion": ("stage2", "train stage 2, the motion diffusion transformer"),
     "export": ("export", "turn trained checkpoints into the weights that ship"),
 }

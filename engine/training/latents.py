@@ -1,8 +1,9 @@
 """`ifmdm train latents`: every frame of every clip with sound through the frozen encoder, for stage 2 to learn from.
 
 Writes `latents.npy` (N, D) float32, `audio.npy` (M,) float16 at 16 kHz, aligned with the picture's first frame,
-`latents.json` (clips) and `care.npy` (D,): how much each latent number moves the picture, by which stage 2 weighs its
-errors.
+`latents.json` (clips) and `care.npy` (D, D + 4), by which stage 2 weighs its errors: on the diagonal of the first D
+columns, how much each latent number moves the picture; in the last four, how the distances that viewers watch (lips
+apart, mouth wide, lids apart) follow from the latent.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from engine.features import SAMPLE_RATE
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import Renderer, mix, sample
 from engine.training.batches import Cache, Sampler, collate, keypoints_of
+from engine.training.encoder import distances
 from engine.training.prepare import SIZE
 from engine.training.stage1 import encode, grid_points, load_modes, portrait_fields, render, spread
 
@@ -96,6 +98,26 @@ def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np
     return np.clip(care / care.mean(), 0.3, 5.0).astype(np.float32)
 
 
+def watched(cache: Cache, clips: list[dict], latents: list[np.ndarray]) -> np.ndarray:
+    """(D, 4) weights that read the watched distances off a latent's change, in deviations of the distance: ridge
+    regression within clips, over the frames whose landmarks are known."""
+    changes, goals = [], []
+    for clip, z in zip(clips, latents, strict=True):
+        at = np.array(clip["frames_at"])
+        at = at[at < len(z)]
+        seen = torch.from_numpy(cache.landmarks_of(clip)[: len(at), :, :2])
+        distance = distances(seen).numpy()
+        changes.append(z[at] - z[at].mean(0))
+        goals.append(distance - distance.mean(0))
+    x, y = np.concatenate(changes), np.concatenate(goals)
+    y = y / y.std(0)
+    scale = x.std(0) + 1e-6
+    weights = np.linalg.solve((x / scale).T @ (x / scale) + np.eye(x.shape[1]) * 0.01 * len(x), (x / scale).T @ y)
+    weights = weights / scale[:, None]
+    print("watched distances explained: " + " ".join(f"{v:.3f}" for v in 1 - (y - x @ weights).var(0)), flush=True)
+    return weights.astype(np.float32)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
@@ -128,7 +150,10 @@ def run(args: argparse.Namespace) -> int:
     within = np.concatenate([z - z.mean(0) for z in latents]).std(0)
     modes = load_modes(cache, args.cache)
     sampler = Sampler(cache, modes, cache.split("train"), 1, augment=False, stills=False)
-    np.save(args.output / "care.npy", sensitivity(model, sampler, spread(cache.split("train"), 24), within))
+    diagonal = np.diag(np.sqrt(sensitivity(model, sampler, spread(cache.split("train"), 24), within)))
+    train = [i for i, clip in enumerate(wanted) if clip["split"] == "train"]
+    reading = watched(cache, [wanted[i] for i in train], [latents[i] for i in train]) * within[:, None]
+    np.save(args.output / "care.npy", np.concatenate([diagonal, 2 * reading], 1).astype(np.float32))
     np.save(args.output / "latents.npy", every)
     np.save(args.output / "audio.npy", np.concatenate(sounds))
     (args.output / "latents.json").write_text(json.dumps(clips))

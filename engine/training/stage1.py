@@ -233,6 +233,21 @@ def spread(clips: list[dict], count: int) -> list[dict]:
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
 
 
+def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW]:
+    """Model, {average, step} and optimiser of a run: as its checkpoint left them, or new."""
+    model = Renderer().to(device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), Schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
+    checkpoint = run / "checkpoint.pt"
+    if not checkpoint.is_file():
+        average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        return model, {"average": average, "step": 0}, optimiser
+    state = torch.load(checkpoint, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    print(f"resumed at step {state['step']}", flush=True)
+    return model, {"average": state["average"], "step": state["step"]}, optimiser
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
@@ -253,16 +268,8 @@ def run(args: argparse.Namespace) -> int:
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     schedule = Schedule(args.steps, args.bootstrap or args.steps)
-    model = Renderer().to(args.device).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    step, checkpoint = 0, args.run / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step = state["average"], state["step"]
-        print(f"resumed at step {step}", flush=True)
+    model, state, optimiser = new_state(args.run, args.device)
+    average, step, checkpoint = state["average"], state["step"], args.run / "checkpoint.pt"
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
@@ -300,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
             upcoming = ahead.submit(source(step + 1).batch, args.batch, args.seed, step + 1)
             batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
             torch.manual_seed(args.seed * 1_000_003 + step)
-            if schedule.frozen(step) and not schedule.frozen(step - 1):
+            if step > 0 and schedule.frozen(step) and not schedule.frozen(step - 1):
                 prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
                 chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
                 model.encoder.load_state_dict(chosen)

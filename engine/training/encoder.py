@@ -1,0 +1,147 @@
+"""`ifmdm train encoder`: teach a run's motion encoder the motion modes, before or between stretches of stage 1.
+
+Pictures alone teach the encoder lips slowly and lids hardly at all: they are a sliver of the loss and blinks are rare.
+Here it learns them from landmarks directly, at a fraction of a step's cost: differences between frames of a clip, in
+all modes, and above all the few distances that a viewer watches (lips apart, mouth wide, lids apart).
+"""
+
+import argparse
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.training.batches import Batch, Cache, Sampler
+from engine.training.modes import POSE, Modes
+from engine.training.stage1 import encode, load_modes, new_state
+
+#: Pairs of landmarks whose distances matter: lips at three places, mouth corners, right lids, left lids.
+DISTANCES = (((13, 14), (82, 87), (312, 317)), ((61, 291),), ((159, 145), (160, 144)), ((386, 374), (385, 380)))
+EYES, MOUTH_CORNERS = (33, 133, 362, 263), (61, 291)
+
+
+def distances(landmarks: Tensor) -> Tensor:
+    """(..., 478, 2) landmarks -> (..., 4) distances in units of eyes to mouth."""
+    unit = (landmarks[..., EYES, :].mean(-2) - landmarks[..., MOUTH_CORNERS, :].mean(-2)).norm(dim=-1)
+    parts = [
+        torch.stack([(landmarks[..., a, :] - landmarks[..., b, :]).norm(dim=-1) for a, b in pairs]).mean(0)
+        for pairs in DISTANCES
+    ]
+    return torch.stack(parts, -1) / unit[..., None]
+
+
+def readout(cache: Cache, modes: Modes, clips: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """How distances follow from expression modes, within clips: weights (E, 4) by ridge regression, and the distances'
+    within-clip deviations (4,)."""
+    z, d = [], []
+    for clip in clips:
+        landmarks = cache.landmarks_of(clip)
+        latent = modes.latents(landmarks)[:, POSE:]
+        distance = distances(torch.from_numpy(landmarks[..., :2])).numpy()
+        z.append(latent - latent.mean(0))
+        d.append(distance - distance.mean(0))
+    z, d = np.concatenate(z), np.concatenate(d)
+    spread = d.std(0)
+    weights = np.linalg.solve(z.T @ z + np.eye(z.shape[1]) * 0.01 * len(z), z.T @ (d / spread))
+    return weights.astype(np.float32), spread.astype(np.float32)
+
+
+def lesson(encoded: Tensor, batch: Batch, weights: Tensor, spread: Tensor) -> dict[str, Tensor]:
+    """Loss terms of latents (B, T, D) that the encoder gave for a batch."""
+    off = encoded - batch.latents
+    inside = off - off.mean(1, keepdim=True)
+    goal = distances(batch.landmarks) / spread
+    goal = goal - goal.mean(1, keepdim=True)
+    told = encoded[..., POSE:] @ weights
+    told = told - told.mean(1, keepdim=True)
+    return {
+        "modes": F.smooth_l1_loss(inside / 0.3, torch.zeros_like(inside), beta=1.0),
+        "pose": off[..., :POSE].square().mean(),
+        "centre": 0.1 * off.square().mean(),
+        "distances": F.smooth_l1_loss(told, goal, beta=1.0),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--run", type=Path, required=True, help="run folder of `ifmdm train renderer`, or a new one")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch", type=int, default=14, help="clips a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    args.run.mkdir(parents=True, exist_ok=True)
+    cache = Cache.open(args.cache)
+    modes = load_modes(cache, args.cache)
+    model, state, optimiser = new_state(args.run, args.device)
+    encoder: nn.Module = model.encoder
+    clips = [clip for clip in cache.split("train") if clip["count"] > 3]
+    weights, spread = (torch.from_numpy(x).to(args.device) for x in readout(cache, modes, clips))
+    train = Sampler(cache, modes, clips, 4, stills=False)
+    held = replace(train, clips=[clip for clip in cache.split("val") if clip["count"] > 3], augment=False)
+    examination = [held.batch(24, 1, number) for number in range(4)]
+    teacher = torch.optim.AdamW(encoder.parameters(), 1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+    began, totals = time.monotonic(), {}
+
+    def examine() -> str:
+        kept = {name: value.clone() for name, value in encoder.state_dict().items()}
+        encoder.load_state_dict(average)
+        goals, tolds = [], []
+        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
+            for batch in examination:
+                encoded = encode(
+                    model, batch.frames.to(args.device), batch.mouth.to(args.device), batch.eyes.to(args.device)
+                )
+                goal = distances(batch.landmarks).to(args.device) / spread
+                goals.append(goal - goal.mean(1, keepdim=True))
+                told = encoded[..., POSE:] @ weights
+                tolds.append(told - told.mean(1, keepdim=True))
+        encoder.load_state_dict(kept)
+        goal, told = torch.cat(goals).flatten(0, 1), torch.cat(tolds).flatten(0, 1)
+        r2 = 1 - (goal - told).square().sum(0) / goal.square().sum(0)
+        return "held-out R2: lips {:.3f} width {:.3f} lids {:.3f} {:.3f}".format(*r2.tolist())
+
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, 0)
+        for step in range(args.steps):
+            batch = upcoming.result()
+            upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, step + 1)
+            batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
+            rate = 1e-3 * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+            for group in teacher.param_groups:
+                group["lr"] = rate
+            with torch.autocast(args.device, torch.bfloat16):
+                encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
+            terms = lesson(encoded, batch, weights, spread)
+            teacher.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            teacher.step()
+            with torch.no_grad():
+                for name, value in encoder.state_dict().items():
+                    average[name].lerp_(value, 0.01)
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / 100
+            if (step + 1) % 100 == 0:
+                line = " ".join(f"{name} {value:.3f}" for name, value in totals.items())
+                print(f"step {step + 1} {(time.monotonic() - began) / 60:.1f} min {line} {examine()}", flush=True)
+                totals = {}
+    encoder.load_state_dict(average)
+    # the renderer's optimiser starts afresh for the encoder: its moments belong to another net by now
+    names = [name for name, _ in model.named_parameters()]
+    moments = optimiser.state_dict()
+    for number, name in enumerate(names):
+        if name.startswith("encoder."):
+            moments["state"].pop(number, None)
+            state["average"][name] = model.state_dict()[name].clone()
+    torch.save(state | {"model": model.state_dict(), "optimiser": moments}, args.run / "checkpoint.pt")
+    return 0
