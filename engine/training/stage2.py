@@ -294,6 +294,18 @@ def run(args: argparse.Namespace) -> int:
     np.savez(args.run / "normaliser.npz", **vars(normaliser))
     config = {"arguments": vars(args), "shape": asdict(shape)}
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
+
+    def save() -> None:
+        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,
+                    "step": step}, checkpoint.with_suffix(".tmp"))  # fmt: skip
+        checkpoint.with_suffix(".tmp").rename(checkpoint)
+        judge = MotionTransformer(shape).to(args.device)
+        judge.load_state_dict(average)
+        figures = held_out(judge, held, care, args.device)
+        print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+        with (args.run / "held_out.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step} | figures) + "\n")
+
     started, total, since = time.monotonic(), 0.0, 0
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
         batch = train.batch(args.batch, args.seed, step)
@@ -319,14 +331,8 @@ def run(args: argparse.Namespace) -> int:
                 flush=True,
             )
             total, since = 0.0, 0
-        if step % 400 == 0 or step == args.steps:
-            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,
-                        "step": step}, checkpoint.with_suffix(".tmp"))  # fmt: skip
-            checkpoint.with_suffix(".tmp").rename(checkpoint)
-            judge = MotionTransformer(shape).to(args.device)
-            judge.load_state_dict(average)
-            figures = held_out(judge, held, care, args.device)
-            print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-            with (args.run / "held_out.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step} | figures) + "\n")
+        if step % 400 == 0:
+            save()
+    if step % 400:  # the end, or no more time
+        save()
     return 0

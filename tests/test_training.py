@@ -1,0 +1,629 @@
+"""Training on a made-up corpus: what goes in is in register, and a run that stops goes on exactly as if it had not."""
+
+import argparse
+import itertools
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from engine.errors import InputError  # noqa: E402
+from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
+from engine.model import FILES, RUNTIME_ARRAYS  # noqa: E402
+from engine.motion.network import MotionShape, MotionTransformer  # noqa: E402
+from engine.renderer.network import Renderer  # noqa: E402
+from engine.training import encoder, export, stage1, stage2  # noqa: E402
+from engine.training.batches import Augmentation, Cache, Sampler, collate, keypoints_of  # noqa: E402
+from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
+from engine.training.prepare import LANDMARKS, SIZE  # noqa: E402
+
+LATENT = POSE + stage1.EXPRESSIONS
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def head() -> np.ndarray:
+    """(478, 3) a symmetric head of made-up points, centred on its stable ones; eyes and mouth are where they belong.
+    A point's mirror image is the next one or the one before, but for the points that pictures are cropped by."""
+    rng = np.random.default_rng(0)
+    points = np.zeros((LANDMARKS, 3), np.float32)
+    known = {33: (-0.45, -0.35, 0), 133: (-0.2, -0.35, 0), 61: (-0.3, 0.5, 0), 78: (-0.2, 0.5, 0)}
+    pairs = [(33, 263), (133, 362), (61, 291), (78, 308)]
+    middle = {1: (0, 0.1, -0.5), 13: (0, 0.48, 0), 14: (0, 0.52, 0)}
+    rest = [i for i in range(LANDMARKS) if i not in middle and i not in itertools.chain(*pairs)]
+    for left, right in [*pairs, *zip(rest[::2], rest[1::2], strict=False)]:
+        points[left] = known.get(left, rng.uniform((0.03, -0.8, -0.4), (0.8, 0.9, 0.4)))
+        points[right] = points[left] * (-1, 1, 1)
+    for i, place in middle.items():
+        points[i] = place
+    points[rest[-1]] = (0, -0.7, 0.1)
+    points -= points[STABLE].mean(0)
+    points[:, 0] -= points[:, 0].mean()
+    return (points / np.sqrt((points[STABLE] ** 2).sum(1).mean())).astype(np.float32)
+
+
+def turn(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    (cy, cp, cr), (sy, sp, sr) = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
+    around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    around_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    around_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return around_z @ around_y @ around_x
+
+
+def posed(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Points of a head at yaw, pitch, roll, x, y and log scale."""
+    return (np.exp(pose[5]) * points @ turn(*pose[:3]).T + [0.5 + pose[3], 0.5 + pose[4], 0]).astype(np.float32)
+
+
+def film(count: int, seed: int) -> np.ndarray:
+    """(count, 478, 3) landmarks of somebody who nods and speaks."""
+    rng = np.random.default_rng(seed)
+    face = head() + rng.normal(0, 0.02, (LANDMARKS, 3))
+    poses = rng.normal(0, [0.1, 0.1, 0.1, 0.02, 0.02, 0.02], (count, POSE))
+    poses[:, 5] -= 1.6
+    modes = np.random.default_rng(1).normal(0, 0.03, (20, LANDMARKS, 3))
+    faces = face + np.einsum("nk,kmi->nmi", rng.normal(size=(count, 20)), modes)
+    return np.stack([posed(face, pose) for face, pose in zip(faces, poses, strict=True)])
+
+
+def photograph(landmarks: np.ndarray, seed: int) -> np.ndarray:
+    """(256, 256, 3) a picture in which a disc stands at each eye and at the mouth."""
+    rng = np.random.default_rng(seed)
+    picture = cv2.resize(rng.integers(60, 200, (5, 5, 3), np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    for x, y in keypoints_of(landmarks) * SIZE:
+        cv2.circle(picture, (int(x), int(y)), 7, (240, 240, 240), -1)
+    return picture
+
+
+CLIPS = (  # source, split, frames
+    ("lrc_ar", "train", 8), ("lrc_ar", "train", 6), ("vasa1", "train", 8), ("portraits", "train", 1),
+    ("lrc_ar", "val", 5), ("talkvid", "val", 4), ("grid", "test", 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    index, landmarks, start = [], [], 0
+    with (folder / "frames.u8").open("wb") as pixels:
+        for number, (source, split, count) in enumerate(CLIPS):
+            landmarks.append(film(count, number))
+            for points in landmarks[-1]:
+                pixels.write(photograph(points, number).tobytes())
+            entry = {"path": f"{source}/{number}.mp4", "source": source, "split": split, "tier": "clean", "audio": "1"}
+            index.append(entry | {"start": start, "count": count, "frames_at": [3 * i for i in range(count)]})
+            start += count
+    np.save(folder / "landmarks.npy", np.concatenate(landmarks))
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(cache_folder) -> Cache:
+    return Cache.open(cache_folder)
+
+
+@pytest.fixture(scope="module")
+def modes(cache, cache_folder) -> Modes:
+    return stage1.load_modes(cache, cache_folder)
+
+
+@pytest.fixture(scope="module")
+def plain_modes() -> Modes:
+    """Modes of the made-up head itself, so that its numbers are known."""
+    canonical = head()
+    basis = np.random.default_rng(2).normal(0, 0.1, (4, LANDMARKS * 3)).astype(np.float32)
+    mirrored = canonical * np.array([-1, 1, 1], np.float32)
+    mirror = ((mirrored[:, None] - canonical[None]) ** 2).sum(-1).argmin(1)
+    return Modes(canonical, basis, mirror, np.ones_like(canonical))
+
+
+angles = st.floats(-0.5, 0.5)
+
+
+# --- motion modes
+
+
+@given(pose=st.tuples(angles, angles, angles, st.floats(-0.2, 0.2), st.floats(-0.2, 0.2), st.floats(-2.5, -1)))
+def test_latents_know_pose(plain_modes, pose):
+    latent = plain_modes.latents(posed(plain_modes.canonical, np.array(pose))[None])[0]
+    known = latent[:POSE] * POSE_UNIT
+    assert np.abs(known[:5] - pose[:5]).max() < 1e-4
+    assert known[5] == pytest.approx(pose[5] + 1.8, abs=1e-4)
+    assert np.abs(latent[POSE:]).max() < 1e-3
+
+
+def test_latents_know_expressions_whatever_the_pose(plain_modes):
+    basis = plain_modes.basis.copy().reshape(4, LANDMARKS, 3)
+    basis[:, STABLE] = 0  # what is stable does not move
+    flat = np.linalg.qr(basis.reshape(4, -1).T)[0].T.astype(np.float32) * 0.5
+    modes = Modes(plain_modes.canonical, flat, plain_modes.mirror, plain_modes.weight)
+    wanted = np.random.default_rng(0).normal(0, 0.3, (5, 4)).astype(np.float32)
+    faces = modes.canonical + (wanted @ flat).reshape(5, LANDMARKS, 3)
+    pose = np.array([0.3, -0.2, 0.1, 0.05, -0.03, -1.5])
+    seen = modes.latents(np.stack([posed(face, pose) for face in faces]))
+    assert np.abs(seen[:, POSE:] - wanted).max() < 1e-3
+    assert np.abs(seen[:, :POSE] * POSE_UNIT - pose - [0, 0, 0, 0, 0, 1.8]).max() < 1e-3
+
+
+def test_a_mirrored_face_turns_the_other_way(plain_modes):
+    assert np.array_equal(plain_modes.mirror[plain_modes.mirror], np.arange(LANDMARKS))
+    points = posed(plain_modes.canonical, np.array([0.3, -0.2, 0.15, 0.05, 0.02, -1.6]))[None]
+    change = Augmentation(np.eye(2, 3, dtype=np.float32), True, np.ones(3, np.float32), np.zeros(3, np.float32))
+    here = plain_modes.latents(points)[0]
+    there = plain_modes.latents(change.landmarks(points, plain_modes.mirror))[0]
+    assert np.abs(there[:POSE] - here[:POSE] * [-1, 1, -1, -1, 1, 1]).max() < 1e-3
+    assert np.abs(there[POSE:]).max() < 1e-3
+
+
+def test_fitted_modes_explain_the_clips_they_came_from(modes, cache, tmp_path):
+    clips = [cache.landmarks_of(clip) for clip in cache.split("train") if clip["count"] > 3]
+    assert modes.size == LATENT
+    poses = np.concatenate([modes.latents(clip)[:, :POSE] for clip in clips]) * POSE_UNIT
+    assert np.abs(poses[:, :3].std(0) - 0.1).max() < 0.05  # as the clips were made
+    assert np.allclose(modes.canonical[STABLE].mean(0), 0, atol=0.05)
+    spread = np.concatenate([(z := modes.latents(clip)[:, POSE:]) - z.mean(0) for clip in clips]).std(0)
+    assert (spread > 0.1).all()
+    assert (spread < 0.6).all()
+    modes.save(tmp_path / "modes.npz")
+    again = Modes.load(tmp_path / "modes.npz")
+    assert all(np.array_equal(a, b) for a, b in zip(vars(again).values(), vars(modes).values(), strict=True))
+    few = fit_modes(clips[:1], 2)
+    assert few.basis.shape == (2, LANDMARKS * 3)
+
+
+def test_rigid_fit_undoes_a_similarity():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(30, 3))
+    turns = np.stack([turn(*rng.uniform(-1, 1, 3)) for _ in range(6)])
+    scales, shifts = rng.uniform(0.1, 3, 6), rng.normal(size=(6, 3))
+    moved = np.einsum("n,nij,mj->nmi", scales, turns, points) + shifts[:, None]
+    scale, rotation, shift = rigid_fit(moved, points)
+    assert np.allclose(scale, scales)
+    assert np.allclose(rotation, turns)
+    assert np.allclose(shift, shifts)
+    flat = rigid_fit(moved * [1, 1, 0], points)[1]
+    assert np.allclose(np.linalg.det(flat), 1)  # never a reflection
+
+
+# --- batches
+
+
+@given(seed=st.integers(0, 10_000), which=st.integers(0, LANDMARKS - 1))
+@settings(max_examples=40)
+def test_picture_and_landmarks_stay_in_register(plain_modes, seed, which):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0.3, 0.7, (1, LANDMARKS, 3)).astype(np.float32)
+    at = points[0, which, :2] * SIZE - 0.5  # in pixels, whose centres are at half pixels of 0..1
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    blob = 255 * np.exp(-((columns - at[0]) ** 2 + (rows - at[1]) ** 2) / (2 * 3**2))
+    picture = np.repeat(blob[..., None], 3, 2).round().astype(np.uint8)
+    change = Augmentation.draw(rng)
+    change = Augmentation(change.matrix, change.mirror, np.ones(3, np.float32), np.zeros(3, np.float32))
+    warped = change.frame(picture)[..., 0].astype(float)
+    seen = np.array([(warped * columns).sum(), (warped * rows).sum()]) / warped.sum()
+    moved = change.landmarks(points, plain_modes.mirror)
+    name = plain_modes.mirror[which] if change.mirror else which
+    assert np.abs(seen - (moved[0, name, :2] * SIZE - 0.5)).max() < 0.25
+
+
+def test_colours_change_by_gain_and_shift():
+    picture = np.full((SIZE, SIZE, 3), 100, np.uint8)
+    change = Augmentation(
+        np.eye(2, 3, dtype=np.float32), False, np.array([1, 1.5, 3], np.float32), np.array([0.1, 0, 0], np.float32)
+    )
+    assert np.abs(change.frame(picture)[128, 128].astype(int) - [125, 150, 255]).max() <= 1
+
+
+def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
+    sampler = Sampler(cache, modes, cache.split("train"), 3)
+    first, again = sampler.batch(3, 5, 7), Sampler(cache, modes, cache.split("train"), 3).batch(3, 5, 7)
+    for name, value in vars(first).items():
+        assert torch.equal(value, getattr(again, name)), name
+    assert not torch.equal(first.frames, sampler.batch(3, 5, 8).frames)
+    assert not torch.equal(first.frames, sampler.batch(3, 6, 7).frames)
+    shapes = {name: tuple(value.shape) for name, value in vars(first).items()}
+    assert shapes == {
+        "frames": (3, 4, 3, SIZE, SIZE), "landmarks": (3, 4, LANDMARKS, 2), "latents": (3, 4, LATENT),
+        "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "real": (3,),
+    }  # fmt: skip
+    assert 0 <= first.frames.min() < first.frames.max() <= 1
+
+
+def test_frames_landmarks_and_latents_of_a_draw_belong_together(cache, modes):
+    clip = cache.split("train")[0]
+    part = Sampler(cache, modes, [clip], 5, augment=False).draw(clip, np.random.default_rng(0))
+    landmarks = cache.landmarks_of(clip)
+    latents = modes.latents(landmarks)
+    latents[:, POSE:] -= latents[:, POSE:].mean(0)
+    for frame, points, latent, mouth in zip(
+        part["frames"], part["landmarks"], part["latents"], part["mouth"], strict=True
+    ):
+        at = int(np.abs(landmarks[..., :2] - points).sum((1, 2)).argmin())
+        assert np.array_equal(points, landmarks[at, :, :2])
+        assert np.array_equal(frame, cache.frames[clip["start"] + at])
+        assert np.array_equal(latent, latents[at])
+        corners = points[[61, 291]].mean(0)
+        assert (mouth[:2] < corners).all()
+        assert (corners < mouth[:2] + mouth[2:]).all()
+    assert np.allclose(part["mouth"][:, 2:], part["mouth"][0, 2:])  # all are judged in windows of one size
+    assert part["real"] == 1
+
+
+def test_a_still_borrows_motion_and_only_landmarks_judge_it(cache, modes):
+    clips = cache.split("train")
+    still = next(clip for clip in clips if clip["source"] == "portraits")
+    sampler = Sampler(cache, modes, clips, 3, augment=False)
+    part = sampler.draw(still, np.random.default_rng(0))
+    assert part["real"] == 0
+    assert (part["frames"] == cache.frames[still["start"]]).all()
+    assert np.allclose(part["landmarks"][0], cache.landmarks_of(still)[0, :, :2], atol=1e-5)
+    assert np.abs(part["landmarks"][1:] - part["landmarks"][0]).max() > 0.01
+    own, motion = cache.landmarks_of(still)[0], cache.landmarks_of(clips[0])
+    moved = sampler._borrow(own, motion)
+    before, after = modes.latents(motion), modes.latents(moved)
+    # it moves as the clip does, from where the still is
+    assert np.allclose(after[:, 3:POSE] - after[0, 3:POSE], before[:, 3:POSE] - before[0, 3:POSE], atol=0.02)
+    assert np.allclose(after[:, POSE:] - after[0, POSE:], before[:, POSE:] - before[0, POSE:], atol=0.05)
+    batch = collate([part])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        terms = stage1.losses(Renderer(), batch, torch.tensor([False]), None)
+    assert {name for name, value in terms.items() if value == 0} >= {"picture", "mouth", "eyes", "mouth_gradient"}
+    assert terms["landmarks"] > 0
+
+
+def test_a_folder_that_is_no_cache_is_refused(tmp_path):
+    with pytest.raises(InputError, match="ifmdm train prepare"):
+        Cache.open(tmp_path)
+    with pytest.raises(InputError, match="ifmdm train latents"):
+        stage2.Corpus.open(tmp_path)
+
+
+# --- stage 1
+
+
+class Ticks:
+    """Stands in for the clock: a second passes at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> int:
+        self.now += 1
+        return self.now
+
+
+def arguments(module, monkeypatch, *flags: object) -> argparse.Namespace:
+    monkeypatch.setattr(module, "time", Ticks())
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args([str(flag) for flag in (*flags, "--device", "cpu")])
+
+
+def checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+
+
+def same_state(a, b) -> bool:
+    """Whether two checkpoints hold the same numbers to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same_state(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def renderer_run(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("renderer")
+
+
+def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, modes, renderer_run, tmp_path, monkeypatch, capsys):
+    checks = []
+    monkeypatch.setattr(stage1, "validate", lambda *given: checks.append(given) or {"mouth_ratio": 1.0})
+
+    def train(run: Path, *flags: object) -> None:
+        torch.manual_seed(3)
+        common = ("--cache", cache_folder, "--run", run, "--steps", 4, "--batch", 1, "--targets", 1)
+        assert stage1.run(arguments(stage1, monkeypatch, *common, *flags)) == 0
+
+    train(renderer_run)
+    train(tmp_path, "--minutes", 2.5 / 60)  # the stand-in for the clock ends that after two steps
+    halfway = checkpoint(tmp_path)
+    assert halfway["step"] == 2
+    train(tmp_path)
+    assert "resumed at step 2" in capsys.readouterr().out
+    whole, resumed = checkpoint(renderer_run), checkpoint(tmp_path)
+    assert whole["step"] == 4
+    assert set(whole) == {"model", "optimiser", "average", "step"}
+    assert same_state(whole, resumed)
+    assert not same_state(whole["model"], halfway["model"])
+    assert len(checks) == 3
+    logged = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [2, 4]
+
+
+def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "validate", lambda *_: {})
+    shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
+    before = checkpoint(tmp_path)
+    flags = ("--cache", cache_folder, "--run", tmp_path, "--batch", 1)
+    assert encoder.run(arguments(encoder, monkeypatch, *flags, "--steps", 2)) == 0
+    after = checkpoint(tmp_path)
+    assert after["step"] == before["step"]
+    for part in ("model", "average"):
+        changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
+        assert changed
+        assert all(name.startswith("encoder.") for name in changed)
+    assert stage1.run(arguments(stage1, monkeypatch, *flags, "--steps", 5, "--targets", 1)) == 0
+    assert checkpoint(tmp_path)["step"] == 5
+
+
+def test_watched_distances_do_not_depend_on_size_or_place():
+    points = torch.from_numpy(film(3, 0)[..., :2])
+    seen = encoder.distances(points)
+    assert seen.shape == (3, 4)
+    assert (seen > 0).all()
+    assert torch.allclose(encoder.distances(points * 0.7 + 0.1), seen, atol=1e-4)
+    opened = points.clone()
+    opened[:, 14] += 2 * (points[:, 14] - points[:, 13])
+    assert (encoder.distances(opened)[:, 0] > seen[:, 0]).all()
+    assert torch.equal(encoder.distances(opened)[:, 1:], seen[:, 1:])
+
+
+def test_validation_of_a_renderer_that_does_nothing_is_copying(cache, modes, tmp_path):
+    sampler = Sampler(cache, modes, cache.split("val"), 2, augment=False, stills=False)
+    clips = stage1.spread(cache.split("val"), 2)
+    assert len(clips) == 2
+    torch.manual_seed(0)
+    model = Renderer()
+    for parameter in model.coefficients.parameters():
+        torch.nn.init.zeros_(parameter)
+    sheet = tmp_path / "sheet.png"
+    figures = stage1.validate(model, sampler, clips, sheet)
+    assert figures == pytest.approx({"face_ratio": 1, "mouth_ratio": 1, "eyes_ratio": 1}, abs=1e-3)
+    assert cv2.imread(str(sheet)).shape == (192, 2 * 5 * 192, 3)
+
+
+def test_the_schedule_lets_go_of_landmarks():
+    schedule = stage1.Schedule(1000, 1000)
+    steps = range(0, 1001, 10)
+    for course in (schedule.teacher, schedule.landmarks):
+        values = [course(step) for step in steps]
+        assert values[0] == 1
+        assert values[-1] == 0
+        assert values == sorted(values, reverse=True)
+    assert schedule.learning_rate(0) < schedule.learning_rate(99) > schedule.learning_rate(999) > 0
+    assert [schedule.frozen(step) for step in (0, 649, 650, 999)] == [False, False, True, True]
+
+
+# --- stage 2
+
+
+@pytest.fixture(scope="module")
+def latents_folder(tmp_path_factory, cache) -> Path:
+    """Latents whose first number is the frame's index; voices that differ from frame to frame."""
+    folder = tmp_path_factory.mktemp("latents")
+    rng = np.random.default_rng(0)
+    clips, latents, sounds = [], [], []
+    for number, entry in enumerate(cache.clips):
+        count = (60, 24, 45, 30, 40, 50, 22)[number]
+        z = rng.normal(0, 0.3, (count, LATENT)) + rng.normal(0, 0.5, LATENT)
+        z[:, 0] = np.arange(count)
+        loud = np.repeat(rng.uniform(0.02, 0.5, count), LATENT_HOP)
+        sound = (rng.standard_normal(count * LATENT_HOP) * loud)[: count * LATENT_HOP - 100 * (number % 3)]
+        keep = {k: entry[k] for k in ("path", "source", "tier", "split")} | {"identity": str(number)}
+        clips.append(keep | {"start": sum(map(len, latents)), "count": count})
+        clips[-1] |= {"audio_start": sum(map(len, sounds)), "audio_count": len(sound)}
+        latents.append(z.astype(np.float32))
+        sounds.append(sound.astype(np.float16))
+    np.save(folder / "latents.npy", np.concatenate(latents))
+    np.save(folder / "audio.npy", np.concatenate(sounds))
+    care = np.concatenate([np.eye(LATENT), rng.normal(0, 0.1, (LATENT, 4))], 1)
+    np.save(folder / "care.npy", care.astype(np.float32))
+    (folder / "latents.json").write_text(json.dumps(clips))
+    return folder
+
+
+SMALL = partial(MotionShape, window=32, width=24, depth=1, heads=2)
+
+
+def window_sampler(folder: Path) -> stage2.WindowSampler:
+    corpus = stage2.Corpus.open(folder)
+    clips = corpus.split("train", ("clean",))
+    assert [clip["count"] for clip in clips] == [60, 24, 45, 30]
+    return stage2.WindowSampler(corpus, clips, stage2.Normaliser.fit(corpus, clips), SMALL(latent=LATENT))
+
+
+def test_windows_hold_speech_beside_its_latents(latents_folder):
+    sampler = window_sampler(latents_folder)
+    corpus, within = sampler.corpus, sampler.normaliser.within
+    heard = [LogMel().push(corpus.audio_of(clip)) for clip in sampler.clips]
+    batch = sampler.batch(24, 0, 0, augmented=False)
+    met = set()
+    for latents, present, features, statistics in zip(
+        batch.latents.numpy(), batch.present.numpy(), batch.features.numpy(), batch.statistics.numpy(), strict=True
+    ):
+        tokens = np.nonzero(present)[0]
+        assert np.array_equal(tokens, np.arange(tokens[0], tokens[-1] + 1))
+        assert (latents[present == 0] == 0).all()
+        # which clip it is, by its statistics; which part of it, by the first number
+        means = [corpus.latents_of(clip).mean(0) for clip in sampler.clips]
+        told = statistics[:LATENT] * sampler.normaliser.total + sampler.normaliser.centre
+        pick = int(np.abs(np.stack(means) - told).sum(1).argmin())
+        whole = corpus.latents_of(sampler.clips[pick])
+        shown = latents[tokens] * within + means[pick]
+        start = round(float(shown[0, 0]))
+        assert np.allclose(shown, whole[start : start + len(tokens)], atol=1e-3)
+        assert len(tokens) == min(32, len(whole))
+        assert features.shape == (64, BANDS)
+        ours = features[2 * tokens[0] : 2 * tokens[-1] + 2]
+        assert np.abs(ours - heard[pick][2 * start : 2 * (start + len(tokens))]).max() < 1e-3
+        met.add(pick)
+    assert met == {0, 1, 2, 3}
+    count = batch.present.sum(1)
+    assert (batch.prefix >= 0).all()
+    assert (batch.prefix < count).all()
+
+
+def test_the_same_seed_and_step_draw_the_same_windows(latents_folder):
+    sampler = window_sampler(latents_folder)
+    for augmented in (False, True):
+        first, again, other = (sampler.batch(4, 1, step, augmented) for step in (2, 2, 3))
+        assert all(torch.equal(value, getattr(again, name)) for name, value in vars(first).items())
+        assert not torch.equal(first.features, other.features)
+        assert all(torch.isfinite(value.float()).all() for value in vars(first).values())
+
+
+def test_augmented_speech_is_the_same_length_and_near(latents_folder):
+    audio = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
+    for seed in range(6):
+        changed = stage2.augment(audio, np.random.default_rng(seed))
+        assert changed.shape == audio.shape
+        assert changed.dtype == np.float32
+        assert np.corrcoef(audio, changed)[0, 1] > 0.8
+    features = torch.from_numpy(LogMel().push(audio))[None]
+    warped = stage2.warp_features(features, torch.Generator().manual_seed(0))
+    assert warped.shape == features.shape
+    assert 0 < (warped - features).abs().mean() < 0.5
+
+
+def test_the_loss_sees_only_what_is_new(latents_folder):
+    """A network that knows the flow of new tokens has no loss, whatever it says of the past and the absent."""
+    batch = window_sampler(latents_folder).batch(6, 0, 0)
+    care = torch.from_numpy(np.load(latents_folder / "care.npy"))
+
+    def knowing(mixed, level, past, present, features, hears, statistics, knows):
+        assert ((past == 1) <= (present == 1)).all()
+        assert (past.sum(1) == batch.prefix).all()
+        assert (level[past == 1] == 0).all()
+        flow = (mixed - batch.latents) / level.clamp(min=1e-3)[..., None]  # x + t (e - x) = mixed
+        new = ((1 - past) * present)[..., None] > 0
+        return torch.where(new, flow, torch.full_like(mixed, 9.0))
+
+    def loss(model) -> float:
+        with torch.autocast("cpu", enabled=False):
+            return float(stage2.flow_loss(model, batch, torch.Generator().manual_seed(0), care))
+
+    assert loss(knowing) < 1e-4
+    assert loss(lambda mixed, *_: torch.zeros_like(mixed)) > 0.5
+
+
+def test_stage2_goes_on_exactly_where_it_stopped(latents_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stage2, "MotionShape", SMALL)
+    monkeypatch.setattr(stage2, "held_out", lambda *_: {"loss": 0.5})
+
+    def train(run: Path, *flags: object) -> None:
+        torch.manual_seed(3)
+        common = ("--latents", latents_folder, "--run", run, "--steps", 4, "--batch", 3)
+        assert stage2.run(arguments(stage2, monkeypatch, *common, *flags)) == 0
+
+    train(tmp_path / "whole")
+    train(tmp_path / "parts", "--minutes", 2.5 / 60)
+    halfway = checkpoint(tmp_path / "parts")
+    assert halfway["step"] == 2
+    train(tmp_path / "parts")
+    assert "resumed at step 2" in capsys.readouterr().out
+    whole, resumed = (checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    assert whole["step"] == 4
+    assert set(whole) == {"model", "optimiser", "average", "step"}
+    assert same_state(whole, resumed)
+    assert not same_state(whole["model"], halfway["model"])
+
+
+def test_held_out_figures(latents_folder):
+    sampler = window_sampler(latents_folder)
+    care = torch.from_numpy(np.load(latents_folder / "care.npy"))
+    torch.manual_seed(0)
+    figures = stage2.held_out(MotionTransformer(SMALL(latent=LATENT)), sampler, care, "cpu")
+    assert all(np.isfinite(value) for value in figures.values())
+    assert figures["loss"] > 0.5
+    assert abs(figures["lips_correlation"]) <= 1
+
+
+def test_generating_a_window_keeps_its_first_latent():
+    torch.manual_seed(0)
+    model = MotionTransformer(SMALL(latent=LATENT)).eval()
+    first = torch.randn(2, LATENT)
+    made = stage2.generate(model, torch.zeros(2, 64, BANDS), first, torch.zeros(2, 2 * LATENT), guidance=2.0)
+    assert made.shape == (2, 32, LATENT)
+    assert torch.equal(made[:, 0], first)
+    assert torch.isfinite(made).all()
+
+
+# --- export
+
+
+def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
+    latents_folder, cache_folder, cache, modes, tmp_path, monkeypatch
+):
+    renderer, motion = Renderer(), MotionTransformer(SMALL(latent=LATENT))
+    for name, model, step in (("renderer", renderer, 7), ("motion", motion, 9)):
+        (tmp_path / name).mkdir()
+        wrong = {key: torch.full_like(value, 5.0) for key, value in model.state_dict().items()}
+        torch.save({"average": model.state_dict(), "model": wrong, "step": step}, tmp_path / name / "checkpoint.pt")
+    corpus = stage2.Corpus.open(latents_folder)
+    clips = corpus.split("train", ("clean",))
+    normaliser = stage2.Normaliser.fit(corpus, clips)
+    np.savez(tmp_path / "motion" / "normaliser.npz", **vars(normaliser))
+    monkeypatch.setattr(export, "MotionShape", SMALL)
+    given = {}
+
+    def keep(renderer, motion, arrays, output, note):
+        given.update(renderer=renderer, motion=motion, arrays=arrays, note=note)
+        output.mkdir()
+        for name in (*FILES, "config.json"):
+            (output / name).touch(0o600)
+
+    monkeypatch.setattr(export, "export", keep)
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    flags = {"renderer": tmp_path / "renderer", "motion": tmp_path / "motion", "latents": latents_folder,
+             "cache": cache_folder, "output": tmp_path / "weights"}  # fmt: skip
+    args = parser.parse_args([str(word) for name, value in flags.items() for word in (f"--{name}", value)])
+    assert export.run(args) == 0
+    assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
+    for name, model in (("renderer", renderer), ("motion", motion)):
+        assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
+    arrays = given["arrays"]
+    assert set(arrays) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
+    assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values())
+    assert np.array_equal(arrays["runtime.within"], normaliser.within)
+    assert arrays["runtime.degrees"].shape == (3, LATENT)
+    # a clip's mean latent from any one of its frames: better than the mean of all clips
+    mean_of = arrays["runtime.mean_from_portrait"]
+    assert mean_of.shape == (LATENT + 1, LATENT)
+    off, far = 0.0, 0.0
+    for clip in clips:
+        z = corpus.latents_of(clip)
+        off += np.abs(np.append(z[5], 1.0) @ mean_of - z.mean(0))[1:].mean()
+        far += np.abs(normaliser.centre - z.mean(0))[1:].mean()
+    assert off < far
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()} == {0o644}
+
+
+def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, latents_folder):
+    corpus = stage2.Corpus.open(latents_folder)
+    true = np.random.default_rng(0).normal(0, 0.1, (3, LATENT))
+    latents = corpus.latents.copy()
+    for clip, entry in zip(corpus.clips, cache.clips, strict=True):
+        pose = np.degrees(modes.latents(cache.landmarks_of(entry))[:, :3] * POSE_UNIT[:3])
+        at = [i for i in entry["frames_at"] if i < clip["count"]]
+        latents[[clip["start"] + i for i in at]] = pose[: len(at)] @ true + 3
+    known = export.pose_directions(stage2.Corpus(latents, corpus.audio, corpus.clips), cache_folder)
+    assert np.abs(known - true).max() < 0.005
