@@ -40,6 +40,7 @@ _COMMANDS = {
     "render": "make an MP4 of a portrait speaking a voice",
     "train": "train the models (needs the extra: train)",
     "evaluate": "measure the models on a folder of talking clips (needs the extra: evaluate)",
+    "bench": "measure what each stage costs on this machine",
 }
 _SETTING_FLAGS = {
     "head.portrait": "--portrait",
@@ -118,9 +119,11 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
             for part, (module, told) in _TRAINING.items():
                 leaf = pieces.add_parser(part, help=told, description=_sentence(told), parents=[debug])
                 if part == piece:
-                    run = _delegate(module, leaf)
+                    run = _delegate(f"engine.training.{module}", leaf)
         elif name == "evaluate":
-            run = _delegate("evaluate", sub)
+            run = _delegate("engine.training.evaluate", sub)
+        elif name == "bench":
+            run = _delegate("plugin.bench", sub)
         else:
             _add_render_arguments(sub)
             run = _render
@@ -132,8 +135,8 @@ def _sentence(words: str) -> str:
 
 
 def _delegate(module: str, parser: argparse.ArgumentParser) -> Run:
-    """Let a module of the engine's training add its arguments; return what runs it."""
-    chosen = importlib.import_module(f"engine.training.{module}")
+    """Let a module add its arguments; return what runs it."""
+    chosen = importlib.import_module(module)
     chosen.add_arguments(parser)
     return chosen.run
 

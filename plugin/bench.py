@@ -1,0 +1,251 @@
+"""`ifmdm bench`: what each stage costs on this machine.
+
+Everything runs as it does in `ifmdm render` with the default settings, but for threads: OpenCV and ONNX Runtime get
+one each, so that a stage's time is that of one core. Wall time is what a viewer waits. Processor time is what the
+machine spends, on all its cores, and the better figure where others compete for them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+from engine.errors import InputError
+from engine.features import FEATURES_PER_LATENT, LATENT_HOP, SAMPLE_RATE, LogMel
+from engine.head import Head, Model, Pace
+from engine.motion.timing import LATENT_RATE
+from engine.portrait import load_portrait
+from engine.renderer.cpu import CpuRenderer
+from engine.speech import read_voice
+from plugin import __version__
+from plugin import render as clips
+from plugin.settings import load_settings
+from transports.file import ENCODER_THREADS
+
+PORTRAIT, FPS, SIZE = "ada", 45, 512
+WARM_UP = 2
+#: How often each stage is run, in the order of the pipeline.
+RUNS = {
+    "load weights": 10,
+    "find face": 20,
+    "portrait networks": 20,
+    "speech features": 100,
+    "motion": 100,
+    "coefficients": 300,
+    "render": 300,
+    "voice to frames": 20,
+    "ifmdm render": 5,
+}
+QUICK, FEWEST = 10, 2  # how many times fewer runs with --quick, but so many
+
+
+class BenchError(InputError):
+    """The measurement cannot be kept as asked. One line: what is wrong, what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage costs. per: what is measured, e.g. "frame"; median_ms and p95_ms: wall time of one of them;
+    cpu_ms: processor time, median; real_time: how many times faster than playing, where that means something."""
+
+    name: str
+    per: str
+    runs: int
+    median_ms: float
+    p95_ms: float
+    cpu_ms: float
+    real_time: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage to be measured. run: does it once; seconds: how much video or voice one run is, if any."""
+
+    name: str
+    per: str
+    run: Callable[[], object]
+    seconds: float | None = None
+    warm_up: int = WARM_UP
+
+
+def runs(name: str, share: int) -> int:
+    return max(FEWEST, RUNS[name] // share)
+
+
+def measure(plan: Plan, count: int, bar: tqdm) -> Stage:
+    """Run a stage `count` times, after some runs to warm up."""
+    bar.set_description(plan.name)
+    for _ in range(plan.warm_up):
+        plan.run()
+    walls, cpus = [], []
+    for _ in range(count):
+        wall, cpu = time.perf_counter(), time.process_time()
+        plan.run()
+        walls.append(1000 * (time.perf_counter() - wall))
+        cpus.append(1000 * (time.process_time() - cpu))
+        bar.update()
+    per = plan.seconds or 1.0  # what takes longer than a second is told by the second
+    median, p95 = (float(np.percentile(walls, share)) / per for share in (50, 95))
+    real_time = 1000 / median if plan.seconds else None
+    return Stage(plan.name, plan.per, count, median, p95, float(np.median(cpus)) / per, real_time)
+
+
+def plans(folder: Path) -> Iterator[Plan]:
+    """The stages in the order of the pipeline. folder: for what `ifmdm render` writes."""
+    picture = clips.bundled_portraits()[PORTRAIT]
+    portrait = load_portrait(picture)
+    voice = read_voice(clips.BUNDLED_VOICE).mono16k()
+    seconds = max(1, len(voice) // SAMPLE_RATE)
+    chunks = cycle(np.array_split(voice[: seconds * SAMPLE_RATE], seconds))
+
+    yield Plan("load weights", "start", lambda: Model.load().prepare(portrait))
+    model = Model.load()
+    yield Plan("find face", "portrait", lambda: load_portrait(picture))
+    yield Plan("portrait networks", "portrait", lambda: model.prepare(portrait))
+
+    hearing = LogMel()
+    yield Plan("speech features", "s of voice", lambda: hearing.push(next(chunks)), seconds=1.0)
+
+    motion, pace = Head(model, portrait, fps=FPS, size=SIZE)._motion, Pace()
+    hop, ahead = pace.hop * FEATURES_PER_LATENT, pace.look_ahead * FEATURES_PER_LATENT
+    features = LogMel().push(np.resize(voice, RUNS["motion"] * pace.hop * LATENT_HOP))
+    hops = cycle(features.reshape(-1, hop, features.shape[1]))
+    motion.push(features[:ahead])  # so that each hop's worth of speech from here on makes one hop
+    latents: list[np.ndarray] = []
+    yield Plan("motion", "hop", lambda: latents.extend(motion.push(next(hops))))
+
+    shown = cycle(latents)
+    yield Plan("coefficients", "frame", lambda: model.coefficients(next(shown)))
+    moves = cycle([model.coefficients(latent) for latent in latents])
+    renderer = CpuRenderer(model.prepare(portrait), SIZE)
+    yield Plan("render", "frame", lambda: renderer.render(next(moves)))
+
+    speaker = Head(model, portrait, fps=FPS, size=SIZE)
+    yield Plan("voice to frames", "s of video", lambda: speaker.push(next(chunks)), seconds=1.0)
+
+    head = {"portrait": PORTRAIT, "consent": False, "intensity": 1.0, "pose": "0,0,0", "seed": 0}
+    video = {"fps": FPS, "size": SIZE, "badge": True}
+    files = {"audio": "", "output": str(folder / "bench.mp4")}
+    sections = {"head": head, "video": video, "render": files}
+    flags = {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
+    settings, length = load_settings(flags), len(voice) / SAMPLE_RATE
+    yield Plan("ifmdm render", "s of video", lambda: clips.render(settings, progress=False), length, warm_up=0)
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "processor": name or platform.machine(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    modules = {"numpy": np, "opencv": cv2, "onnxruntime": onnxruntime, "av": av}
+    ours = {"ifmdm": __version__, "python": platform.python_version()}
+    return ours | {name: module.__version__ for name, module in modules.items()}
+
+
+def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
+    """Measure everything; what `--json` writes."""
+    pace = Pace()
+    before, threads = machine(), cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    stages = []
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            tqdm(
+                total=sum(runs(name, share) for name in RUNS),
+                file=sys.stderr,
+                disable=not progress,
+                unit=" runs",
+                mininterval=0.1 if sys.stderr.isatty() else 2.0,
+            ) as bar,
+        ):
+            for plan in plans(Path(folder)):
+                stages.append(measure(plan, runs(plan.name, share), bar))
+    finally:
+        cv2.setNumThreads(threads)
+    return {
+        "machine": before,
+        "versions": versions(),
+        "threads": {"opencv": 1, "onnxruntime": 1, "encoder": ENCODER_THREADS},
+        "settings": {"portrait": PORTRAIT, "fps": FPS, "size": SIZE, "hop_seconds": pace.hop / LATENT_RATE}
+        | asdict(pace),
+        "weights": Model.load().config.get("training", {}),
+        "peak_memory_mb": _peak_memory(),
+        "stages": [asdict(stage) for stage in stages],
+    }
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def table(result: dict) -> str:
+    """The figures for people to read."""
+    machine, settings = result["machine"], result["settings"]
+    load = "" if machine["load"] is None else f", load {machine['load']:g} before"
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores{load}; "
+        + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+        f"{settings['size']}x{settings['size']} at {settings['fps']} fps, a hop is {settings['hop_seconds']:g} s; "
+        "one thread for OpenCV and for ONNX Runtime"
+        + (f"; peak memory {result['peak_memory_mb']} MB" if result["peak_memory_mb"] else ""),
+        "",
+        f"{'stage':<19}{'per':<12}{'runs':>5}{'median ms':>11}{'p95 ms':>9}{'cpu ms':>9}{'x real time':>13}",
+    ]
+    for stage in result["stages"]:
+        speed = "" if stage["real_time"] is None else f"{stage['real_time']:.1f}"
+        lines.append(
+            f"{stage['name']:<19}{stage['per']:<12}{stage['runs']:>5}{stage['median_ms']:>11.2f}"
+            f"{stage['p95_ms']:>9.2f}{stage['cpu_ms']:>9.2f}{speed:>13}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table. Raises InputError for a file that cannot be written, before anything is measured."""
+    if args.json:
+        try:
+            args.json.open("a").close()
+        except OSError as error:
+            raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
+    result = bench(QUICK if args.quick else 1)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    return 0

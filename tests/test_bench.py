@@ -1,0 +1,88 @@
+"""`ifmdm bench`: that every stage is measured and told. How fast it is, is no matter of tests."""
+
+import json
+import math
+import wave
+
+import cv2
+import numpy as np
+import pytest
+
+import engine.model
+from engine.motion.generator import MotionGenerator
+from plugin import bench, cli, render
+
+STAGES = ["load weights", "find face", "portrait networks", "speech features", "motion", "coefficients", "render",
+          "voice to frames", "ifmdm render"]  # fmt: skip
+
+
+@pytest.fixture
+def small(untrained, tmp_path, monkeypatch):
+    """A second of voice, random weights, small frames and few runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine.model, "WEIGHTS", untrained.directory)
+    with wave.open(str(tmp_path / "voice.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((np.random.default_rng(0).normal(0, 3000, 16000)).astype(np.int16).tobytes())
+    monkeypatch.setattr(render, "BUNDLED_VOICE", tmp_path / "voice.wav")
+    monkeypatch.setattr(bench, "RUNS", dict.fromkeys(bench.RUNS, 20))
+    monkeypatch.setattr(bench, "SIZE", 128)
+    monkeypatch.setattr(bench, "FPS", 25)
+    return tmp_path
+
+
+def test_every_stage_is_measured_and_told(small, capsys):
+    threads = cv2.getNumThreads()
+    assert cli.main(["bench", "--quick", "--json", "figures.json"]) == 0
+    shown = capsys.readouterr()
+    result = json.loads((small / "figures.json").read_text())
+    assert list(bench.RUNS) == STAGES
+    assert [stage["name"] for stage in result["stages"]] == STAGES
+    for stage in result["stages"]:
+        assert 0 < stage["median_ms"] <= stage["p95_ms"] < math.inf
+        assert 0 <= stage["cpu_ms"] < math.inf
+        assert stage["runs"] == 2
+        real_time = stage["real_time"]
+        assert (real_time is not None) == stage["per"].startswith("s of")
+        assert real_time is None or real_time == pytest.approx(1000 / stage["median_ms"])
+        (line,) = (line for line in shown.out.splitlines() if line.startswith(f"{stage['name']:<19}"))
+        assert f"{stage['median_ms']:.2f}" in line
+    assert set(result) == {"machine", "versions", "threads", "settings", "weights", "peak_memory_mb", "stages"}
+    assert result["machine"]["cores"] >= 1
+    assert result["versions"]["numpy"] == np.__version__
+    assert result["threads"]["opencv"] == result["threads"]["onnxruntime"] == 1
+    assert result["settings"]["size"] == 128
+    assert result["weights"] == {"renderer_steps": 0, "motion_steps": 0}
+    assert result["machine"]["processor"] in shown.out
+    assert "ifmdm render" in shown.err  # progress
+    assert "18/18" in shown.err
+    assert cv2.getNumThreads() == threads
+    assert sorted(path.name for path in small.iterdir()) == ["figures.json", "voice.wav"]
+
+
+def test_a_run_of_the_motion_stage_is_one_hop(small, monkeypatch):
+    hops, make = [], MotionGenerator._hop
+    monkeypatch.setattr(MotionGenerator, "_hop", lambda stream: hops.append(stream) or make(stream))
+    motion = next(plan for plan in bench.plans(small) if plan.name == "motion")
+    for count in range(5):
+        assert len(hops) == count
+        motion.run()
+
+
+def test_figures_that_cannot_be_kept_are_refused_before_measuring(small, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "bench", lambda *_: pytest.fail("measured"))
+    assert cli.main(["bench", "--json", "none/figures.json"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ifmdm: none/figures.json: cannot be written")
+    assert shown.count("\n") == 1
+
+
+def test_median_and_p95_are_of_the_runs(monkeypatch):
+    clock = iter(np.cumsum([0, *[x for k in range(1, 22) for x in (k / 1000, 0)]]))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    plan = bench.Plan("stage", "s of video", lambda: None, seconds=2.0, warm_up=0)
+    with bench.tqdm(disable=True) as bar:
+        stage = bench.measure(plan, 21, bar)
+    assert stage.median_ms == pytest.approx(11 / 2)
+    assert stage.p95_ms == pytest.approx(20 / 2)
+    assert stage.real_time == pytest.approx(1000 / 5.5)
