@@ -143,5 +143,7 @@ def run(args: argparse.Namespace) -> int:
         if name.startswith("encoder."):
             moments["state"].pop(number, None)
             state["average"][name] = model.state_dict()[name].clone()
-    torch.save(state | {"model": model.state_dict(), "optimiser": moments}, args.run / "checkpoint.pt")
+    checkpoint = args.run / "checkpoint.pt"
+    torch.save(state | {"model": model.state_dict(), "optimiser": moments}, checkpoint.with_suffix(".tmp"))
+    checkpoint.with_suffix(".tmp").rename(checkpoint)
     return 0
