@@ -328,32 +328,40 @@ def same_state(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-@pytest.fixture(scope="module")
-def renderer_run(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("renderer")
-
-
-def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, modes, renderer_run, tmp_path, monkeypatch, capsys):
+def train_renderer(cache_folder: Path, run: Path, *flags: object) -> list[tuple]:
+    """Four steps of stage 1, checked by a stand-in; returns what that was given each time."""
     checks = []
-    monkeypatch.setattr(stage1, "validate", lambda *given: checks.append(given) or {"mouth_ratio": 1.0})
-
-    def train(run: Path, *flags: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage1, "validate", lambda *given: checks.append(given) or {"mouth_ratio": 1.0})
         torch.manual_seed(3)
         common = ("--cache", cache_folder, "--run", run, "--steps", 4, "--batch", 1, "--targets", 1)
-        assert stage1.run(arguments(stage1, monkeypatch, *common, *flags)) == 0
+        assert stage1.run(arguments(stage1, patch, *common, *flags)) == 0
+    return checks
 
-    train(renderer_run)
-    train(tmp_path, "--minutes", 2.5 / 60)  # the stand-in for the clock ends that after two steps
+
+@pytest.fixture(scope="module")
+def renderer_run(cache_folder, modes, tmp_path_factory) -> Path:
+    """A short run of stage 1, from its first step to its last."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("renderer")
+    train_renderer(cache_folder, folder)
+    torch.set_num_threads(before)
+    return folder
+
+
+def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, renderer_run, tmp_path, capsys):
+    checks = train_renderer(cache_folder, tmp_path, "--minutes", 2.5 / 60)  # by the stand-in clock: two steps
     halfway = checkpoint(tmp_path)
     assert halfway["step"] == 2
-    train(tmp_path)
+    checks += train_renderer(cache_folder, tmp_path)
     assert "resumed at step 2" in capsys.readouterr().out
     whole, resumed = checkpoint(renderer_run), checkpoint(tmp_path)
     assert whole["step"] == 4
     assert set(whole) == {"model", "optimiser", "average", "step"}
     assert same_state(whole, resumed)
     assert not same_state(whole["model"], halfway["model"])
-    assert len(checks) == 3
+    assert len(checks) == 2
     logged = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == [2, 4]
 
