@@ -26,6 +26,7 @@ from engine.model import FILES, VERSION
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
+from engine.training.modes import POSE, POSE_UNIT
 from engine.training.prepare import SIZE
 from engine.training.stage1 import crop, halve
 from engine.training.stage2 import Corpus
@@ -132,8 +133,10 @@ def point_into_safetensors(path: Path, weights: Path) -> None:
 def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.ndarray], ridge: float = 1.0) -> dict:
     """What the runtime must know of the latents besides the networks' weights.
 
-    mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent (ridge regression, last row the offset),
-    so that a portrait's own look sets where its motion is centred; deviation (D,): the median clip's deviation."""
+    mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent, last row the offset, so that a
+    portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
+    bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
+    deviation (D,): the median clip's deviation."""
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
         z = corpus.latents_of(clip)
@@ -142,10 +145,11 @@ def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.
         goals.append(np.broadcast_to(z.mean(0), pick.shape))
         weights.append(np.full(len(pick), {"lrc_ar": 0.3}.get(clip["source"], 1.0)))
         deviations.append(z.std(0))
-    x, y, w = np.concatenate(rows), np.concatenate(goals), np.concatenate(weights)[:, None]
+    x, y, w = np.concatenate(rows)[:, POSE:], np.concatenate(goals)[:, POSE:], np.concatenate(weights)[:, None]
     penalty = ridge * np.eye(x.shape[1])
     penalty[-1, -1] = 1e-6
-    mean = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y)).astype(np.float32)
+    mean = np.eye(corpus.latents.shape[1] + 1, corpus.latents.shape[1], dtype=np.float32)
+    mean[POSE:, POSE:] = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
     return {
         "runtime.mean_from_portrait": mean,
         "runtime.deviation": np.median(np.stack(deviations), 0).astype(np.float32),
@@ -167,7 +171,7 @@ def pose_directions(corpus: Corpus, cache: Path) -> np.ndarray:
         at = np.array(entry["frames_at"])
         at = at[at < clip["count"]]
         z = corpus.latents_of(clip)[at]
-        pose = modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :3] * 0.25  # POSE_UNIT of the angles: radians
+        pose = modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :3] * POSE_UNIT[:3]  # radians
         angles.append(np.degrees(pose - pose.mean(0)))
         changes.append(z - z.mean(0))
     a, c = np.concatenate(angles), np.concatenate(changes)
