@@ -118,6 +118,17 @@ def _of_first_size(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2] + (boxes[:, 2:] - size) / 2, size], 1)
 
 
+def _extremes_first(at: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Reorder a clip's frames: often the one with the lips closest first (portraits mostly come with closed lips), then
+    the widest mouth and the most closed eyes, which are rare and matter most."""
+    lips = landmarks[:, 14, 1] - landmarks[:, 13, 1]
+    lids = landmarks[:, 145, 1] - landmarks[:, 159, 1] + landmarks[:, 374, 1] - landmarks[:, 386, 1]
+    first = [lips.argmin() if rng.random() < 0.5 else at[0]]
+    first += [frame for frame in (lips.argmax(), lids.argmin()) if rng.random() < 0.6]
+    first = list(dict.fromkeys(first))
+    return np.array(first + [frame for frame in at if frame not in first])
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
@@ -151,9 +162,8 @@ class Sampler:
             at = np.zeros(1, int)
         else:
             at = rng.permutation(clip["count"])
-            if self.augment and rng.random() < 0.5:  # portraits mostly come with closed lips: learn to open them
-                gap = landmarks[:, 14, 1] - landmarks[:, 13, 1]
-                at = np.concatenate([[gap.argmin()], at[at != gap.argmin()]])
+            if self.augment:
+                at = _extremes_first(at, landmarks, rng)
             at = at[np.arange(1 + self.targets) % clip["count"]]
         frames = [self.cache.frames[clip["start"] + i] for i in at]
         jitter = np.zeros((2, 2), np.float32)

@@ -151,7 +151,7 @@ def losses(
     source, _, _ = motion.trace(points)
     away = (source - batch.landmarks[:, :1].expand(-1, times, -1, -1).flatten(0, 1)).abs().sum(-1)
     care = torch.ones(away.shape[1], device=away.device)
-    care[LIPS + EYELIDS] = 3.0
+    care[LIPS + EYELIDS] = 8.0
     out["landmarks"] = (away * care).mean()
     difference = (encoded - batch.latents) * batch.real[:, None, None]
     inside = difference - difference.mean(1, keepdim=True)
@@ -253,6 +253,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
+    parser.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=12, help="clips a step")
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
@@ -315,7 +316,8 @@ def run(args: argparse.Namespace) -> int:
                 group["lr"] = schedule.learning_rate(step)
             teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
             judge = perceptual if step >= args.perceptual_from else None
-            terms = losses(model, batch, teacher, judge, not schedule.frozen(step))
+            learns = not (args.keep_encoder or schedule.frozen(step))
+            terms = losses(model, batch, teacher, judge, learns)
             weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
             loss = sum(weights[name] * value for name, value in terms.items())
             optimiser.zero_grad(set_to_none=True)

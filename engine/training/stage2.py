@@ -146,10 +146,12 @@ class WindowSampler:
             if augmented:
                 sound = augment(sound, rng)
             count = min(length, len(z))
+            if augmented and rng.random() < 0.35:  # streams begin: a past of nothing, then little by little
+                count = int(rng.integers(8, count + 1))
             at = rng.integers(len(z) - count + 1)
             mean, deviation = z.mean(0), z.std(0)
             # a clip shorter than the window sits at either end of it: streams begin, and pasts are cut off
-            left = rng.integers(length - count + 1) if rng.random() < 0.5 else length - count
+            left = rng.integers(length - count + 1) if rng.random() < 0.3 else length - count
             latents[row, left : left + count] = (z[at : at + count] - mean) / self.normaliser.within
             present[row, left : left + count] = 1
             head = WINDOW - HOP
