@@ -142,7 +142,7 @@ class Track:
 
     def push(self, latents: np.ndarray) -> None:
         for latent in latents:
-            if not self.held:
+            if self.base < 0 and not self.held:
                 self.held.append(latent)
             self.held.append(latent)
 
@@ -156,15 +156,16 @@ class Track:
         along = frame * LATENT_RATE % self.fps / self.fps
         first = index - 1 - self.base
         latent = catmull_rom(*self.held[first : first + 4], along)
-        drop = self.before(frame + 1) - 1 - self.base
+        # below 25 fps a frame may lie beyond all that is held
+        drop = min(self.before(frame + 1) - 1 - self.base, len(self.held))
         if drop > 0:
             del self.held[:drop]
             self.base += drop
         return latent
 
     def rewind(self, count: int) -> int:
-        """Forget the latents from index `count` on; how many they were."""
-        dropped = max(0, self.count - count)
+        """Forget the latents from index `count` on, as far as they are held; how many they were."""
+        dropped = min(max(0, self.count - count), len(self.held))
         del self.held[len(self.held) - dropped :]
         return dropped
 
@@ -275,7 +276,9 @@ class StreamCore:
         self._line.push(np.zeros(silent, np.float32))
         self._features.pending[:] = 0
         shown = max(0, state.frames - 1)
-        self._motion.interrupt(self._track.rewind(self._track.before(shown) + SPLINE_REACH))
+        # below 10 fps more may be made than the motion remembers
+        oldest = self._track.count - len(self._motion.state.past) + 1
+        self._motion.interrupt(self._track.rewind(max(oldest, self._track.before(shown) + SPLINE_REACH)))
         self._track.push(self._motion.push(np.zeros((0, BANDS), np.float32)))
 
     def restyle(self, style: Style) -> None:

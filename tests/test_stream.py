@@ -103,17 +103,17 @@ def test_how_time_and_voice_are_cut_does_not_show(cuts, chunks):
     assert (loud(frames) == loud(expected)).all()
 
 
-@pytest.mark.parametrize("fps", [25, 45])
+@pytest.mark.parametrize("fps", [1, 7, 25, 45])
 def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     monkeypatch.setattr("engine.head.CpuRenderer", LatentRenderer)
     model, face = LoudnessModel(), portrait(0.1, 0.0, 0.0)
     monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face, raising=False)
-    spoken, style = voice(SECOND // 2), Style(1.2, (3.0, 0.0, 1.0))
+    spoken, style = voice(3 * SECOND), Style(1.2, (3.0, 0.0, 1.0))
     head = Head(model, face, fps=fps, size=2, style=style, seed=5)
     clip = head.push(spoken) + head.finish()
     stream = StreamCore(model, face, StreamSettings(fps, 2, cushion=0, seed=5), style, LatentRenderer)
     stream.push(spoken)
-    live = ticks(stream, SECOND, 333)
+    live = ticks(stream, 6 * SECOND, 333)
     assert len(clip) == -(-len(spoken) * fps // SAMPLE_RATE)
     # the end of a clip is heard as if silence followed, and live it does
     shown = np.array(stream._renderer.seen[: len(clip)])
@@ -199,6 +199,17 @@ def test_an_interrupt_leaves_no_old_sound_and_no_old_lips(when, latency):
     stream.push(words)
     said = sound(ticks(stream, 3 * SECOND))
     assert (said[said != 0] == words).all()
+
+
+def test_an_interrupt_at_a_frame_a_second():
+    stream = core(fps=1, pace=LATENCIES["quality"].pace)
+    stream.push(voice(20 * SECOND, 0.9))
+    for when in (8000, 40_000, 44_000):
+        ticks(stream, when)
+        stream.interrupt()
+        assert not sound(ticks(stream, 5 * SECOND)).any()
+        assert len(stream._motion.state.past) > 0
+        stream.push(voice(20 * SECOND, 0.9))
 
 
 def test_interrupting_is_one_hop_of_work():
