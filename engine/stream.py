@@ -225,6 +225,15 @@ class StreamCore:
         """Samples of voice that wait to be heard."""
         return self._waiting.size
 
+    @property
+    def next_position(self) -> int:
+        """Where voice that is pushed now will begin."""
+        state = self.state
+        if not state.dry:
+            return state.heard + self._waiting.size
+        begins = state.begins if state.begins is not None else state.now + self.settings.cushion
+        return begins + self._waiting.size
+
     def due(self, frame: int) -> int:
         """The clock at which a frame is given out."""
         return self._starts(frame) + self._delay

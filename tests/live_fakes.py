@@ -1,11 +1,12 @@
 """A model small enough to think through: its latent is how loud the speech is, and its picture is its latent."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 
-from engine.features import BANDS, FLOOR, scale
+from engine.features import FLOOR, scale
 
 D = 3
 SILENT = float(scale(np.float32(FLOOR)))
@@ -39,6 +40,9 @@ class LoudnessModel:
     def coefficients(self, latent):
         return latent
 
+    def prepare(self, picture):
+        return portrait()
+
 
 @dataclass
 class LatentRenderer:
@@ -46,7 +50,7 @@ class LatentRenderer:
 
     portrait: SimpleNamespace
     size: int
-    seen: list = field(default_factory=list)
+    seen: deque = field(default_factory=lambda: deque(maxlen=10_000))
 
     def render(self, coefficients):
         self.seen.append(coefficients)
@@ -57,6 +61,3 @@ class LatentRenderer:
 
 def portrait(*latent: float) -> SimpleNamespace:
     return SimpleNamespace(latent=np.array(latent or (0.0, 0.0, 0.0), np.float32))
-
-
-assert BANDS == 64

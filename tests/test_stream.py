@@ -107,7 +107,7 @@ def test_how_time_and_voice_are_cut_does_not_show(cuts, chunks):
 def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     monkeypatch.setattr("engine.head.CpuRenderer", LatentRenderer)
     model, face = LoudnessModel(), portrait(0.1, 0.0, 0.0)
-    monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face, raising=False)
+    monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face)
     spoken, style = voice(3 * SECOND), Style(1.2, (3.0, 0.0, 1.0))
     head = Head(model, face, fps=fps, size=2, style=style, seed=5)
     clip = head.push(spoken) + head.finish()
@@ -116,8 +116,8 @@ def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     live = ticks(stream, 6 * SECOND, 333)
     assert len(clip) == -(-len(spoken) * fps // SAMPLE_RATE)
     # the end of a clip is heard as if silence followed, and live it does
-    shown = np.array(stream._renderer.seen[: len(clip)])
-    assert (shown == np.array(head._renderer.seen[: len(clip)])).all()
+    shown = np.array(stream._renderer.seen)[: len(clip)]
+    assert (shown == np.array(head._renderer.seen)[: len(clip)]).all()
     assert len(live) > len(clip)
 
 

@@ -9,7 +9,8 @@ fast or slow is followed by single samples.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import av
 import numpy as np
@@ -187,3 +188,8 @@ class AudioDeviceSink(LazySink):
                 stream.close()
             except Exception:  # the device is gone; so is the stream
                 return
+
+
+def create(options: Mapping[str, Any]) -> AudioDeviceSink:
+    """The output "audio". options: device."""
+    return AudioDeviceSink(**options)

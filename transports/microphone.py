@@ -1,7 +1,8 @@
 """The microphone as the voice."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -78,3 +79,8 @@ class MicrophoneSource:
                 stream.close()
             except Exception:  # the device is gone; so is the stream
                 return
+
+
+def create(options: Mapping[str, Any]) -> MicrophoneSource:
+    """The source "microphone". options: device."""
+    return MicrophoneSource(**options)

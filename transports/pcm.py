@@ -1,8 +1,9 @@
 """Raw sound from another program: `some-tts | ifmdm run --source stdin`."""
 
+import sys
 import threading
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,3 +58,8 @@ class PcmSource:
     def _take(self, deliver: Deliver, samples: np.ndarray) -> bool:
         native = np.float32 if self._kind.kind == "f" else np.int16
         return not len(samples) or deliver(samples.reshape(-1, self._channels).astype(native), self._rate)
+
+
+def create(options: Mapping[str, Any]) -> PcmSource:
+    """The source "stdin". options: encoding, rate, channels."""
+    return PcmSource(sys.stdin.buffer, **options)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -118,11 +118,15 @@ class VirtualCameraSink(LazySink):
         return self._camera.device if self._camera is not None else self._options.device
 
     def open(self, form: MediaFormat) -> None:
-        self._size = WIDE if self._options.shape == "wide" else (form.width, form.height)
-        self._fps = self._options.fps or form.fps
-        self._connect()
+        self.connect(form.width, form.height, form.fps)
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
+
+    def connect(self, width: int, height: int, fps: int = 30) -> None:
+        """Open the camera for a head of that size and rate, without showing anything. Raises TransportError."""
+        self._size = WIDE if self._options.shape == "wide" else (width, height)
+        self._fps = self._options.fps or fps
+        self._connect()
 
     def _connect(self) -> None:
         try:
@@ -259,3 +263,26 @@ class VirtualCameraSink(LazySink):
             self._thread.join(DEAD_SECONDS)
         if self._thread is None or not self._thread.is_alive():
             self._disconnect()  # a send that hangs cannot be called off; closing under it would crash
+
+
+def create(options: Mapping[str, Any]) -> VirtualCameraSink:
+    """The output "camera". options: the fields of CameraOptions."""
+    return VirtualCameraSink(CameraOptions(**options))
+
+
+def camera_backends() -> list[str]:
+    """pyvirtualcam's backends on this system."""
+    try:
+        from pyvirtualcam import camera
+    except ImportError:
+        return []
+    return sorted(camera.BACKENDS)
+
+
+def try_camera(options: CameraOptions) -> str:
+    """Open and close the camera; its device. Raises TransportError."""
+    sink = VirtualCameraSink(options)
+    sink.connect(*WIDE)
+    device = sink.device
+    sink.close()
+    return device
