@@ -10,9 +10,8 @@ from live_fakes import LatentRenderer, LoudnessModel, portrait
 
 from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.head import Head, Style
-from engine.model import WEIGHTS, Model
+from engine.model import Model
 from engine.motion.generator import Pace
-from engine.portrait import load_portrait
 from engine.stream import GLIDE, LATENCIES, Fifo, StreamCore, StreamSettings, delay
 
 SECOND = SAMPLE_RATE
@@ -121,16 +120,18 @@ def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     assert len(live) > len(clip)
 
 
-@pytest.mark.skipif(not (WEIGHTS / "config.json").exists(), reason="no trained weights here")
-def test_live_is_a_clip_with_the_weights_that_ship(assets):
-    model = Model.load()
-    picture, spoken = load_portrait(assets / "portraits" / "ada.jpg"), voice(SECOND // 4)
-    head = Head(model, picture, size=128)
+def test_live_is_a_clip_with_real_networks(weights, ada_portrait):
+    model = Model.load(weights)
+    spoken = voice(SECOND // 2)
+    head = Head(model, ada_portrait, size=128)
     clip = head.push(spoken) + head.finish()
-    stream = StreamCore(model, model.prepare(picture), StreamSettings(size=128, cushion=0))
+    stream = StreamCore(model, model.prepare(ada_portrait), StreamSettings(size=128, cushion=0))
     stream.push(spoken)
-    live = ticks(stream, SECOND)
+    live = ticks(stream, SECOND, 500)
     assert all((a.image == b.image).all() for a, b in zip(clip, live, strict=False))
+    stream.interrupt()
+    stream.restyle(Style(0.5, (5.0, 0.0, 0.0)))
+    assert all(frame.image.shape == (128, 128, 3) for frame in ticks(stream, SECOND))
 
 
 @pytest.mark.parametrize("latency", sorted(LATENCIES))
