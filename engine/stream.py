@@ -11,9 +11,9 @@ Rules of the voice:
 - Voice that comes while nothing else waits begins `cushion` samples after it came, which evens out the jitter of
   whoever sends it. If the voice runs dry, the gap is silence, and what comes later begins as above: late sound is heard
   late, with its lips.
-- At most `backlog` samples wait. More are refused (push returns how many were taken, so a program that makes speech
-  faster than real time waits for room) or, with `live=True`, replace the oldest (a microphone: what is old is of no
-  use, so the delay stays bounded).
+- At most `backlog` samples wait. More are refused: push returns how many were taken, so a program that makes speech
+  faster than real time waits for room. With `live=True` (a microphone, a call) at most 250 ms wait, and more replaces
+  the oldest: what was said long ago is of no use, so the delay stays bounded.
 - With no voice the head hears silence and idles: same model, same motion, no seam.
 - An interrupt drops all voice that was not spoken yet and the motion made for it. Motion goes on from the latents that
   the frame on display already needs, as if silence had followed, so there is no jump.
@@ -37,6 +37,8 @@ __all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings"
 
 #: Blocks of 40 ms over which a change of style is spread.
 GLIDE = 20
+#: Samples of live voice that may wait: the jitter of a poor network, not more.
+LIVE_BACKLOG = SAMPLE_RATE // 4
 #: Latents after the one at or before a frame's time that the frame is interpolated from (engine/motion/timing.py).
 SPLINE_REACH = 2
 
@@ -238,24 +240,30 @@ class StreamCore:
         """The clock at which a frame is given out."""
         return self._starts(frame) + self._delay
 
+    @property
+    def next_due(self) -> int:
+        """The clock at which there is something to do: a block to hear or a frame to give out."""
+        return min(self.state.heard + LATENT_HOP, self.due(self.state.frames))
+
     def _starts(self, frame: int) -> int:
         return -(-frame * SAMPLE_RATE // self.settings.fps)
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
         """Voice, mono float32 (n,) at 16 kHz, n any. Returns how many samples were taken: all but what found no room.
         With `live` all are taken and the oldest make room."""
-        room = self.settings.backlog - self._waiting.size
+        limit = self.settings.backlog
         if live:
-            samples = samples[-self.settings.backlog :] if len(samples) > self.settings.backlog else samples
-            excess = len(samples) - room
-            if excess > 0:
-                self.state.replaced += len(self._waiting.take(excess))
-        taken = samples if live else samples[: max(0, room)]
-        self.state.refused += len(samples) - len(taken)
+            limit = min(limit, LIVE_BACKLOG)
+            taken = samples[-limit:]
+            replaced = self._waiting.take(max(0, self._waiting.size + len(taken) - limit))
+            self.state.replaced += len(replaced) + len(samples) - len(taken)
+        else:
+            taken = samples[: max(0, limit - self._waiting.size)]
+            self.state.refused += len(samples) - len(taken)
         if len(taken) and self.state.dry and self.state.begins is None:
             self.state.begins = self.state.now + self.settings.cushion
         self._waiting.push(taken)
-        return len(taken)
+        return len(samples) if live else len(taken)
 
     def tick(self, samples: int, skip: bool = False) -> list[StreamFrame]:
         """Let the clock go on by so many samples; the frames that became due, in order. skip: draw only the newest of

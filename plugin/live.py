@@ -122,7 +122,7 @@ class LiveStream:
         """Voice, mono float32 (n,) at 16 kHz. Returns how many samples were taken; see engine/stream.py."""
         limit = self._core.settings.backlog
         with self._lock:
-            taken = samples[-limit:] if live else samples[: self._room()]
+            taken = samples if live else samples[: self._room()]
             if len(taken):
                 self._inbox.append(_Voice(np.array(taken, np.float32), live, self._clock()))
                 self._inbox_size += len(taken)
@@ -201,8 +201,8 @@ class LiveStream:
             self._wake.set()
 
     def _when(self) -> float:
-        """When the next frame is due in the engine."""
-        return self._begin + self._core.due(self._core.state.frames) / SAMPLE_RATE
+        """When the engine has something to do next. A hop is made once its speech is there, not when a frame asks."""
+        return self._begin + self._core.next_due / SAMPLE_RATE
 
     def _offer(self, frame: MediaFrame) -> None:
         if frame.generation < self._generation:
@@ -215,7 +215,7 @@ class LiveStream:
     def _work(self) -> list[MediaFrame]:
         """In the engine's thread: hear what came, and make what is due."""
         core, figures, began = self._core, self.figures, self._clock()
-        due = core.due(core.state.frames)
+        due = core.next_due
         behind = began - self._when()
         if behind > RESYNC_SECONDS:
             self._begin += behind

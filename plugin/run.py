@@ -5,9 +5,10 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ import numpy as np
 from engine.head import Model, Style
 from engine.portrait import load_portrait
 from engine.renderer.cpu import CpuRenderer
-from engine.speech import SAMPLE_RATE, SpeechInput
+from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
 from plugin.adapters import check_names, make_sinks, make_source
 from plugin.badge import Badge
@@ -29,18 +30,48 @@ from transports.recording import RecordingSink
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
 _PORTRAIT_SIZE = 512
 _CHECK_SECONDS = 1.0
+#: A guest louder than this speaks; a muted or idle microphone is below.
+GUEST_SILENCE_DB = -50.0
 _STATUS_SECONDS = 0.5
+
+
+class Floor:
+    """Who may speak: the house (the source of the settings) until a guest does, and again when the last has left."""
+
+    def __init__(self) -> None:
+        self.speaker: Ear | None = None
+
+    def admits(self, ear: "Ear", samples: np.ndarray) -> bool:
+        """Whether what this ear hears is spoken. A guest gets the floor with the first sound, not by being there."""
+        if ear.guest and self.speaker is None and not is_silent(samples, GUEST_SILENCE_DB):
+            self.speaker = ear
+            ear.enter()
+        return self.speaker is (ear if ear.guest else None)
 
 
 class Ear:
     """What a source delivers, at any rate, becomes the engine's voice."""
 
-    def __init__(self, stream: LiveStream, live: bool) -> None:
-        self._stream, self._live = stream, live
+    def __init__(
+        self, stream: LiveStream, live: bool, floor: Floor | None = None, guest: bool = False,
+        enter: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        """live: see engine/stream.py. guest: speaks before the house. enter: called when a guest gets the floor."""
+        self.guest, self.enter = guest, enter
+        self._stream, self._live, self._floor = stream, live, floor or Floor()
         self._input: SpeechInput | None = None
 
+    def leave(self) -> None:
+        """A guest goes: the house may speak again."""
+        if self._floor.speaker is self:
+            self._floor.speaker = None
+
     def deliver(self, samples: np.ndarray, rate: int) -> bool:
-        """As transports.media.Deliver."""
+        """As transports.media.Deliver. What somebody says who has not the floor is taken and goes unheard."""
+        if samples.dtype.kind == "f":
+            samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)  # one bad sample must not end a stream
+        if not self._floor.admits(self, samples):
+            return True
         # a resampler holds back some milliseconds, which may come out with this chunk
         if not self._live and self._stream.room < ceil(len(samples) * SAMPLE_RATE / rate) + SAMPLE_RATE // 50:
             return False
@@ -48,8 +79,6 @@ class Ear:
         if self._input is None or (self._input.rate, self._input.channels) != (rate, channels):
             self.finish()
             self._input = SpeechInput(rate, channels)
-        if samples.dtype.kind == "f":
-            samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)  # one bad sample must not end a stream
         self._stream.push(self._input.push(samples), self._live)
         return True
 
@@ -62,20 +91,57 @@ class Ear:
 
 @dataclass
 class Show:
-    """A live stream with its source and sinks. problems: what is wrong with each right now, by name."""
+    """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
+    runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
+    Sinks may come and go while it runs (add them open). prepare: a picture file, whose use somebody may agree to, ->
+    what LiveStream.change_portrait takes."""
 
     stream: LiveStream
     form: MediaFormat
     source: Source | None = None
     sinks: list[Sink] = field(default_factory=list)
+    services: list[Callable[["Show"], Awaitable[None]]] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = lambda line: None
+    prepare: Callable[[Path], Any] | None = None
+    floor: Floor = field(default_factory=Floor)
 
     def interrupt(self) -> None:
         """Stop speaking, here and in what the sinks hold. In the event loop."""
         self.stream.interrupt()
         for sink in self.sinks:
             sink.interrupt()
+
+    def invite(self, live: bool = True) -> Ear:
+        """An ear for a guest's voice: the house is interrupted when the guest begins to speak, and silent until it
+        leaves (Ear.leave). Deliver to it in the event loop."""
+        return Ear(self.stream, live, self.floor, guest=True, enter=self.interrupt)
+
+    async def change_portrait(self, picture: Path) -> None:
+        """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
+        self.stream.change_portrait(await asyncio.to_thread(self.prepare, picture))
+
+    def figures(self) -> dict[str, float]:
+        """For health and metrics: counts since the start, and the latest seconds."""
+        each = self.stream.figures
+
+        def percentile(values: Collection[float], part: float) -> float:
+            return float(np.percentile(list(values), part)) if values else 0.0
+
+        return {
+            "frames": each.made,
+            "frames_undrawn": each.undrawn,
+            "frames_late": each.late,
+            "frames_lost": each.lost,
+            "resyncs": each.resyncs,
+            "interrupts": each.interrupts,
+            "backlog_seconds": self.stream.backlog / SAMPLE_RATE,
+            "latency_seconds_median": percentile(each.latency, 50),
+            "latency_seconds_p95": percentile(each.latency, 95),
+            "work_seconds_median": percentile(each.work, 50),
+            "work_seconds_p95": percentile(each.work, 95),
+            "problems": sum(map(bool, self.problems.values())),
+        }
 
     async def run(self, seconds: float, stop: asyncio.Event) -> None:
         """Until `stop` is set, `seconds` (if not 0) are over, or the source ends and all it gave is spoken. Sinks must
@@ -87,17 +153,15 @@ class Show:
             stack.push_async_exit(self._close)
             await stack.enter_async_context(self.stream)
             if self.source is not None:
-                ear = Ear(self.stream, self.source.live)
+                ear = Ear(self.stream, self.source.live, self.floor)
 
                 def end() -> None:
                     ear.finish()
                     loop.call_soon_threadsafe(ended.set)
 
                 self.source.open(ear.deliver, end)
-            tasks = [
-                asyncio.create_task(work)
-                for work in (self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds))
-            ]
+            work = [self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds)]
+            tasks = [asyncio.ensure_future(each) for each in (*work, *(serve(self) for serve in self.services))]
             stack.push_async_callback(_cancel, tasks)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -114,7 +178,10 @@ class Show:
     async def _pump(self) -> None:
         async for frame in self.stream:
             for sink in self.sinks:
-                sink.send(frame)
+                try:
+                    sink.send(frame)
+                except Exception as error:  # of a package that is not ours; the others go on
+                    self._report(sink.name, f"{sink.name}: {type(error).__name__}: {error}")
 
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
@@ -122,17 +189,23 @@ class Show:
             for each in (self.source, *self.sinks):
                 if each is None:
                     continue
-                problem = await asyncio.to_thread(each.check)
-                if problem and problem != self.problems.get(each.name):
-                    self.tell(problem)
-                elif not problem and self.problems.get(each.name):
-                    self.tell(f"{each.name}: works again")
-                self.problems[each.name] = problem
+                try:
+                    self._report(each.name, await asyncio.to_thread(each.check))
+                except Exception as error:
+                    self._report(each.name, f"{each.name}: {type(error).__name__}: {error}")
             lags = [lag for sink in self.sinks if (lag := sink.lag()) is not None]
             for sink in self.sinks:
                 if lags:
                     sink.align(max(lags))
             await asyncio.sleep(_CHECK_SECONDS)
+
+    def _report(self, name: str, problem: str) -> None:
+        """Keep what is wrong, and tell it once."""
+        if problem and problem != self.problems.get(name):
+            self.tell(problem)
+        elif not problem and self.problems.get(name):
+            self.tell(f"{name}: works again")
+        self.problems[name] = problem
 
     async def _close(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         """Source first, then all sinks at once: none may keep another from finishing."""
@@ -179,24 +252,19 @@ def make_show(
     source = make_source(settings)
     latency = LATENCIES[live.latency]
     model = model or Model.load()
-    core = StreamCore(
-        model,
-        model.prepare(load_portrait(picture, max(video.size, _PORTRAIT_SIZE))),
-        StreamSettings(
-            video.fps,
-            video.size,
-            latency.pace,
-            latency.cushion,
-            # what a microphone said long ago is of no use
-            round(live.backlog * SAMPLE_RATE) if source is None or not source.live else SAMPLE_RATE // 4,
-            head.seed,
-        ),
-        Style(head.intensity, head.pose),
-        renderer,
-    )
+
+    def prepare(path: Path) -> Any:
+        return model.prepare(load_portrait(path, max(video.size, _PORTRAIT_SIZE)))
+
+    face = prepare(picture)
+    backlog = round(live.backlog * SAMPLE_RATE)
+    chosen = StreamSettings(video.fps, video.size, latency.pace, latency.cushion, backlog, head.seed)
+    warm = StreamCore(model, face, chosen, renderer=renderer)
+    warm.tick(warm.due(1))  # the first run of a network takes long, and would be seen as a stutter
+    core = StreamCore(model, face, chosen, Style(head.intensity, head.pose), renderer)
     stream = LiveStream(core, latency.margin, Badge(video.size).stamp if video.badge else None)
     form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
-    show = Show(stream, form, source, tell=tell)
+    show = Show(stream, form, source, tell=tell, prepare=prepare)
     try:
         for sink in sinks:
             sink.open(form)

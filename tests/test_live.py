@@ -247,6 +247,31 @@ def test_a_source_waits_for_room_and_a_microphone_does_not():
     assert Ear(listener, live=True).deliver(np.zeros(200, np.float32), 16_000)
 
 
+def test_a_guest_speaks_before_the_house_and_not_by_being_there():
+    async def talk():
+        whole = show([Screen()], pace=FAST)
+        listener = whole.stream = Listener()
+        listener.interrupt = lambda: listener.got.append("interrupt")
+        house, guest = Ear(listener, False, whole.floor), whole.invite()
+        words, hush = voice(320), np.zeros(320, np.float32)
+        assert house.deliver(words, 16_000)
+        assert guest.deliver(hush, 16_000)  # a muted microphone
+        guest._stream = listener
+        assert house.deliver(words, 16_000)
+        assert guest.deliver(words, 16_000)
+        assert house.deliver(words, 16_000)  # goes unheard
+        assert guest.deliver(hush, 16_000)
+        second = whole.invite()
+        assert second.deliver(words, 16_000)
+        second.leave()
+        guest.leave()
+        assert house.deliver(words, 16_000)
+        assert whole.sinks[0].interrupts == 1
+        return [entry if isinstance(entry, str) else bool(entry.any()) for entry in listener.got]
+
+    assert live(talk()) == [True, True, "interrupt", True, False, True]
+
+
 # --- the show
 
 
@@ -343,6 +368,53 @@ def test_one_that_cannot_close_keeps_no_other_from_closing():
         with pytest.raises(TransportError, match="stuck"):
             await show([Stuck(), screen]).run(0.1, asyncio.Event())
         assert screen.closed == 1
+
+    live(play())
+
+
+def test_a_sink_that_fails_stops_no_other_and_is_told_once(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    class Foreign(Screen):
+        def send(self, frame):
+            raise KeyError("mine")
+
+        def check(self):
+            raise KeyError("mine")
+
+    async def play():
+        screen = Screen()
+        whole = show([Foreign("foreign"), screen])
+        await whole.run(0.5, asyncio.Event())
+        assert len(screen.frames) > 5
+        assert whole.told == ["foreign: KeyError: 'mine'"]
+        assert whole.figures()["frames"] >= len(screen.frames)
+        assert whole.figures()["problems"] == 1
+
+    live(play())
+
+
+def test_services_run_beside_and_another_face_is_prepared_beside():
+    async def play():
+        seen = []
+
+        async def serve(whole):
+            await whole.change_portrait(Path("face"))
+            seen.append(whole)
+
+        whole = show([Screen()])
+        whole.services.append(serve)
+        whole.prepare = lambda path: portrait(2.0, 0.0, 0.0)
+        await whole.run(5, asyncio.Event())  # a service that ends, ends the show
+        assert seen == [whole]
+
+        async def broken(_):
+            raise TransportError("the port is taken")
+
+        whole = show([Screen()])
+        whole.services.append(broken)
+        with pytest.raises(TransportError, match="the port is taken"):
+            await whole.run(5, asyncio.Event())
 
     live(play())
 

@@ -470,6 +470,43 @@ def test_a_missing_sound_library_is_one_line(monkeypatch, raised, told):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("late", [0.01, 0.15])
+def test_picture_and_voice_meet_whichever_is_slower(driver, sound, late):
+    """A flash and a click of one frame, through the camera and a sound device that is quick, or slow as Bluetooth."""
+    picture, ear = VirtualCameraSink(CameraOptions(backend="recording", fps=60)), AudioDeviceSink("Cable")
+    for sink in (picture, ear):
+        sink.open(FORM)
+    (stream,) = Stream.made
+    heard, stop = [], threading.Event()
+
+    def play():
+        begins, turn = time.monotonic(), 0
+        while not stop.wait(max(0.0, begins + turn * 0.01 - time.monotonic())):
+            heard.append((time.monotonic() + late, stream.ask(160, late)))
+            turn += 1
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    begins = time.monotonic()
+    for index in range(75):
+        time.sleep(max(0.0, begins + index / 45 - time.monotonic()))
+        for sink in (picture, ear):
+            sink.send(media(index, 250 * (index == 54), 0.5 * (index == 54), begins))
+        if index % 15 == 14:
+            lag = max(sink.lag() for sink in (picture, ear))
+            for sink in (picture, ear):
+                sink.align(lag)
+    wait_for(lambda: any(out.any() for _, out in heard) and any(frame[0] > 100 for _, frame in driver.sent))
+    stop.set()
+    thread.join()
+    for sink in (picture, ear):
+        sink.close()
+    seen = next(when for when, frame in driver.sent if frame[0] > 100)
+    click = next(when + np.flatnonzero(out)[0] / 16_000 for when, out in heard if out.any())
+    # the camera shows a picture at its next moment, up to 17 ms on; 45 ms is what people notice
+    assert abs(seen - click) < 0.045
+
+
 # --- the recording
 
 
@@ -588,6 +625,11 @@ def test_raw_sound_in_odd_pieces():
     PcmSource(pipe).open(lambda part, rate: got.append(part) or True, done.set)
     assert done.wait(5)
     assert (np.concatenate(got)[:, 0] == data).all()
+
+
+def test_nobody_types_sound():
+    with pytest.raises(TransportError, match="standard input is a terminal"):
+        PcmSource(SimpleNamespace(isatty=lambda: True)).open(None, None)
 
 
 def test_an_unknown_encoding_is_refused():

@@ -245,8 +245,26 @@ def test_a_full_backlog_refuses_or_forgets():
     assert (live.backlog, live.state.replaced) == (1000, 400)
     said = sound(live.tick(SECOND))
     assert (said[said != 0] == np.concatenate([first[400:], second])).all()
-    live.push(voice(5000), live=True)
-    assert live.backlog == 1000
+    assert live.push(voice(5000), live=True) == 5000
+    assert (live.backlog, live.state.replaced) == (1000, 4400)
+
+
+@given(jitter=st.lists(st.integers(0, 320), min_size=50, max_size=50))
+@settings(max_examples=30)
+def test_a_sender_whose_jitter_the_cushion_covers_is_heard_without_a_gap(jitter):
+    stream, spoken, frames = core(cushion=320, pace=Pace(2, 1, 1)), voice(50 * 320), []
+    arrivals = [at * 320 + late for at, late in enumerate(jitter)]
+    arrivals[0] = 0  # the first chunk sets the pace
+    for now in range(0, 2 * SECOND, 16):
+        while arrivals and arrivals[0] <= now:
+            at = (50 - len(arrivals)) * 320
+            arrivals.pop(0)
+            stream.push(spoken[at : at + 320], live=True)
+        frames += stream.tick(16)
+    heard = sound(frames)
+    start = np.flatnonzero(heard)[0]
+    assert (heard[start : start + len(spoken)] == spoken).all()
+    assert stream.state.replaced == 0
 
 
 def test_late_voice_is_late_with_its_lips():

@@ -14,7 +14,7 @@ CHUNK_SECONDS = 0.02
 class ClipSource:
     """Delivers a voice in chunks of 20 ms, each when it would have been spoken."""
 
-    name = "clip"
+    name = "file"
     live = False
 
     def __init__(self, samples: np.ndarray, rate: int, loop: bool = False, pause: float = 1.0) -> None:

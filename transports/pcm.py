@@ -28,6 +28,9 @@ class PcmSource:
         self._problem = ""
 
     def open(self, deliver: Deliver, ended: Callable[[], None]) -> None:
+        """Raises TransportError if a person's keyboard is at the other end."""
+        if getattr(self._stream, "isatty", bool)():
+            raise TransportError("standard input is a terminal; let a program send raw sound: some-tts | ifmdm run ...")
         # a daemon: a read from a pipe that says nothing cannot be called off
         threading.Thread(target=self._run, args=(deliver, ended), name="pcm", daemon=True).start()
 
