@@ -26,7 +26,7 @@ from plugin.live import LiveStream
 from plugin.run import Ear, Show
 from plugin.settings import Settings, SettingsError, load_settings
 from transports.clip import ClipSource
-from transports.media import LazySink, MediaFormat, TransportError
+from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 from transports.recording import RecordingSink
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +107,28 @@ def test_nothing_old_leaves_after_an_interrupt():
     assert {frame.generation for frame in after} == {1}
     assert not sound(after).any()
     assert not any(frame.image[0, 0, 0] for frame in after if frame.time > moment + 0.1 + 0.1)
+
+
+def test_a_stale_frame_is_dropped_wherever_it_waits():
+    def finished(index: int, generation: int, wait: float) -> MediaFrame:
+        return MediaFrame(index, 0, None, np.zeros(1, np.float32), time.monotonic() + wait, generation)
+
+    async def watch():
+        stream = LiveStream(core(), margin=0.1)  # not started: frames are put in by hand
+        stream._offer(finished(0, 0, 0))
+        stream.interrupt()
+        assert not stream._ready
+        stream._offer(finished(1, 0, 0))  # was in the making
+        assert not stream._ready
+        stream._offer(finished(2, 1, 0.1))
+        waiting = asyncio.ensure_future(anext(aiter(stream)))
+        await asyncio.sleep(0.03)  # it has the frame and waits for its time
+        stream.interrupt()
+        stream._offer(finished(3, 2, 0.1))
+        assert (await waiting).index == 3
+        await stream.close()
+
+    live(watch())
 
 
 def test_a_slow_consumer_misses_frames_and_nothing_piles_up():

@@ -137,6 +137,20 @@ def test_the_camera_is_not_flooded(driver):
     sink.close()
 
 
+def test_after_a_stall_the_camera_does_not_hurry(driver):
+    sink = camera(fps=60)
+    sink.send(media(0, 10))
+    wait_for(lambda: sink.sent)
+    driver.stuck = threading.Event()
+    time.sleep(0.5)
+    driver.stuck.set()
+    again = time.monotonic()
+    wait_for(lambda: time.monotonic() > again + 0.1)
+    sink.close()
+    assert sum(again < when < again + 0.1 for when, _ in driver.sent) <= 9
+    assert sink.late >= 20
+
+
 def test_a_picture_is_held_for_the_voice(driver):
     sink = camera(fps=120)
     sink.send(media(0, 10))

@@ -1,5 +1,6 @@
 """The live loop, moved by hand: what goes in comes out, when it may, however it was cut."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from live_fakes import LatentRenderer, LoudnessModel, portrait
 from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.head import Head, Style
 from engine.model import Model
-from engine.motion.generator import Pace
+from engine.motion.generator import Pace, Statistics
 from engine.stream import GLIDE, LATENCIES, Fifo, StreamCore, StreamSettings, delay
 
 SECOND = SAMPLE_RATE
@@ -192,6 +193,7 @@ def test_an_interrupt_leaves_no_old_sound_and_no_old_lips(when, latency):
     assert {f.generation for f in before} <= {0}
     assert {f.generation for f in after} == {1}
     assert not sound(after).any()
+    assert all(a.pts + len(a.audio) == b.pts for a, b in itertools.pairwise(before + after))
     # the latents that the shown frame needs stay, for the sake of a smooth end: at most 80 ms of lips
     assert not loud(after)[: len(after)][5:].any()
     assert [f.index for f in before + after] == list(range(len(before + after)))
@@ -200,6 +202,25 @@ def test_an_interrupt_leaves_no_old_sound_and_no_old_lips(when, latency):
     stream.push(words)
     said = sound(ticks(stream, 3 * SECOND))
     assert (said[said != 0] == words).all()
+
+
+def test_words_right_after_an_interrupt_have_their_cushion():
+    stream = core(cushion=800)
+    stream.push(voice(5 * SECOND))
+    ticks(stream, SECOND)
+    stream.interrupt()
+    at = stream.state.now
+    stream.push(voice(SECOND))
+    frames = ticks(stream, SECOND)
+    assert frames[0].pts + np.flatnonzero(sound(frames))[0] == at + 800
+
+
+def test_steering_leaves_the_motion_where_it_is():
+    motion = core()._motion
+    motion.state.past = np.arange(9, dtype=np.float32).reshape(3, 3)
+    before = motion.state.past * motion.within + motion.statistics.mean
+    motion.steer(Statistics(np.array([1, -2, 3], np.float32), motion.statistics.deviation))
+    assert np.allclose(motion.state.past * motion.within + motion.statistics.mean, before)
 
 
 def test_an_interrupt_at_a_frame_a_second():
