@@ -49,6 +49,10 @@ class Badge:
         The array returned is the same at every call: use it, or copy it, before the next.
         """
         np.copyto(self._frame, image)
-        corner = self._frame[self._place]
-        corner[...] = (corner * self._kept + self._added) // 255
+        self.stamp(self._frame)
         return self._frame
+
+    def stamp(self, image: np.ndarray) -> None:
+        """Put the badge onto `image` itself."""
+        corner = image[self._place]
+        corner[...] = (corner * self._kept + self._added) // 255

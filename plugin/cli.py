@@ -11,9 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from plugin import __version__
+
+if TYPE_CHECKING:
+    from plugin.settings import Settings
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -37,20 +40,42 @@ _TRAINING = {
     "export": ("export", "turn trained checkpoints into the weights that ship"),
 }
 _COMMANDS = {
+    "run": "the live head: to a virtual camera, a sound device, a recording",
     "render": "make an MP4 of a portrait speaking a voice",
+    "devices": "list cameras, microphones and sound outputs",
+    "doctor": "check this machine and the settings, one line each, with the mend",
+    "config": "check the settings",
     "train": "train the models (needs the extra: train)",
     "evaluate": "measure the models on a folder of talking clips (needs the extra: evaluate)",
     "bench": "measure what each stage costs on this machine",
 }
-_SETTING_FLAGS = {
-    "head.portrait": "--portrait",
-    "render.audio": "--audio",
-    "render.output": "--output",
+_HEAD_FLAGS = {
     "video.fps": "--fps",
     "video.size": "--size",
     "head.intensity": "--intensity",
     "head.pose": "--pose",
     "head.seed": "--seed",
+}
+_SETTING_FLAGS = {
+    "render": {
+        "head.portrait": "--portrait",
+        "render.audio": "--audio",
+        "render.output": "--output",
+        **_HEAD_FLAGS,
+    },
+    "run": {
+        "head.portrait": "--portrait",
+        "live.source": "--source",
+        "voice.file": "--audio",
+        "live.outputs": "--outputs",
+        "live.record": "--record",
+        "live.seconds": "--seconds",
+        "live.latency": "--latency",
+        "microphone.device": "--microphone",
+        "camera.device": "--camera",
+        "audio.device": "--audio-device",
+        **_HEAD_FLAGS,
+    },
 }
 _SWITCHES = {"video.badge": "--badge", "head.consent": "--consent"}
 _METAVARS = {
@@ -58,6 +83,13 @@ _METAVARS = {
     "head.portrait": "NAME|FILE",
     "render.audio": "FILE",
     "render.output": "FILE",
+    "voice.file": "FILE",
+    "live.record": "FILE",
+    "live.outputs": "NAME,NAME",
+    "live.source": "NAME",
+    "microphone.device": "DEVICE",
+    "camera.device": "DEVICE",
+    "audio.device": "DEVICE",
 }
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -124,9 +156,16 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
             run = _delegate("engine.training.evaluate", sub)
         elif name == "bench":
             run = _delegate("plugin.bench", sub)
+        elif name in _SETTING_FLAGS:
+            _add_setting_arguments(sub, name)
+            run = {"render": _render, "run": _run}[name]
+        elif name == "config":
+            _add_config_argument(sub.add_subparsers(metavar="PART", required=True).add_parser("check", parents=[debug]))
+            run = _config_check
         else:
-            _add_render_arguments(sub)
-            run = _render
+            if name == "doctor":
+                _add_config_argument(sub)
+            run = {"devices": _devices, "doctor": _doctor}[name]
     return parser, run
 
 
@@ -141,13 +180,17 @@ def _delegate(module: str, parser: argparse.ArgumentParser) -> Run:
     return chosen.run
 
 
-def _add_render_arguments(parser: argparse.ArgumentParser) -> None:
-    from plugin.settings import describe
-
+def _add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings (default config.toml, if there is one)"
     )
-    for setting, flag in _SETTING_FLAGS.items():
+
+
+def _add_setting_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    from plugin.settings import describe
+
+    _add_config_argument(parser)
+    for setting, flag in _SETTING_FLAGS[command].items():
         names = ["-o", flag] if flag == "--output" else [flag]
         metavar = _METAVARS.get(setting, flag.strip("-").upper())
         parser.add_argument(*names, dest=setting, metavar=metavar, help=describe(setting))
@@ -166,14 +209,45 @@ def _add_render_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _render(args: argparse.Namespace) -> int:
-    from plugin.render import render
+def _settings(args: argparse.Namespace, command: str) -> "Settings":
     from plugin.settings import load_settings
 
-    names = _SETTING_FLAGS | _SWITCHES
+    names = _SETTING_FLAGS[command] | _SWITCHES
     flags = {setting: value for setting in names if (value := getattr(args, setting)) is not None}
-    print(render(load_settings(flags, args.config, names)))
+    return load_settings(flags, args.config, names)
+
+
+def _render(args: argparse.Namespace) -> int:
+    from plugin.render import render
+
+    print(render(_settings(args, "render")))
     return OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    from plugin.run import run
+
+    run(_settings(args, "run"))
+    return OK
+
+
+def _config_check(args: argparse.Namespace) -> int:
+    from plugin.doctor import config_check
+
+    return OK if config_check(args.config) else BAD_INPUT
+
+
+def _devices(args: argparse.Namespace) -> int:
+    from plugin.doctor import devices
+
+    devices()
+    return OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from plugin.doctor import doctor
+
+    return OK if doctor(args.config) else BAD_INPUT
 
 
 def _join_negative(argv: list[str]) -> list[str]:
@@ -207,9 +281,9 @@ def _clean_termination() -> Iterator[None]:
 
 def _refusals() -> tuple[type[Exception], ...]:
     from engine.errors import InputError
-    from transports.file import OutputError
+    from transports.media import TransportError
 
-    return InputError, OutputError
+    return InputError, TransportError
 
 
 def _unexpected(error: Exception, debug: bool) -> int:

@@ -8,9 +8,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
@@ -32,11 +32,37 @@ _NUMBER = BeforeValidator(_no_bool)
 Whole = Annotated[int, _NUMBER]
 Real = Annotated[float, _NUMBER]
 
+#: Settings that are lists, written a,b,c on the command line and in the environment.
+_LISTS = ("head.pose", "live.outputs")
+
 _SECTION = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+Seconds = Annotated[float, _NUMBER, Field(ge=0, le=10**9, allow_inf_nan=False)]
+
+
+def _names(value: Any) -> Any:
+    """["camera", "audio"] from itself or from camera,audio."""
+    if not isinstance(value, list | tuple):
+        return value
+    stripped = [name.strip() if isinstance(name, str) else name for name in value]
+    return [name for name in stripped if name != ""]
+
+
+def _colour_or_blur(value: str) -> str:
+    digits = value.removeprefix("#")
+    if value != "blur" and (len(digits) != 6 or digits == value or set(digits.lower()) - set("0123456789abcdef")):
+        raise ValueError("not a colour")
+    return value
+
+
 class SettingsError(InputError):
-    """A setting that cannot be used. One line: where it was given, its value, what is allowed."""
+    """A setting that cannot be used. One line: where it was given, its value, what is allowed. problems: the lines for
+    all settings that cannot be used, this one first."""
+
+    def __init__(self, message: str, *others: str) -> None:
+        super().__init__(message)
+        self.problems = (message, *others)
 
 
 class HeadSettings(BaseModel):
@@ -77,6 +103,84 @@ class RenderSettings(BaseModel):
     output: str = Field("out.mp4", min_length=1, description="an MP4 file in a folder that exists")
 
 
+class LiveSettings(BaseModel):
+    """What `ifmdm run` hears, and where it shows."""
+
+    model_config = _SECTION
+
+    source: str = Field(
+        "file", min_length=1, description="file, microphone, stdin, none, or a source that another package brings"
+    )
+    outputs: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="a list of camera, audio, or outputs that other packages bring"
+    )
+    record: str = Field("", description="an MP4 file in a folder that exists; none for no recording")
+    latency: Literal["interactive", "balanced", "quality"] = Field(
+        "balanced", description="interactive, balanced or quality"
+    )
+    backlog: Annotated[float, _NUMBER] = Field(
+        30.0, ge=0.5, le=600, description="a number of seconds from 0.5 to 600"
+    )
+    seconds: Seconds = Field(0.0, description="a number of seconds, 0 for until it is stopped")
+
+
+class VoiceSettings(BaseModel):
+    """The file that is spoken with source = "file"."""
+
+    model_config = _SECTION
+
+    file: str = Field("", description="a file with a voice; none for the bundled voice")
+    loop: bool = Field(True, description="true to begin again at the end, false to stop there")
+    pause: Seconds = Field(1.0, description="a number of seconds")
+
+
+class MicrophoneSettings(BaseModel):
+    """The microphone of source = "microphone"."""
+
+    model_config = _SECTION
+
+    device: str = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
+
+
+class StdinSettings(BaseModel):
+    """Raw sound on standard input, source = "stdin"."""
+
+    model_config = _SECTION
+
+    encoding: Literal["s16le", "f32le"] = Field("s16le", description="s16le or f32le")
+    rate: Whole = Field(16_000, ge=4_000, le=768_000, description="a whole number of Hz from 4000 to 768000")
+    channels: Whole = Field(1, ge=1, le=8, description="a whole number from 1 to 8")
+
+
+class CameraSettings(BaseModel):
+    """The virtual camera of outputs = ["camera"]."""
+
+    model_config = _SECTION
+
+    device: str = Field("", description="a device such as /dev/video2; none for the first virtual one")
+    backend: str = Field("", description="v4l2loopback, obs or unitycapture; none for what this system has")
+    fps: Whole = Field(30, ge=0, le=120, description="a whole number from 1 to 120, 0 for the head's own")
+    shape: Literal["square", "wide"] = Field("square", description="square or wide")
+    background: Annotated[str, AfterValidator(_colour_or_blur)] = Field(
+        "blur", description="blur or a colour such as #202428"
+    )
+
+
+class AudioSettings(BaseModel):
+    """The sound device of outputs = ["audio"]."""
+
+    model_config = _SECTION
+
+    device: str = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
+
+
+class PluginSettings(BaseModel):
+    """Options of sources and outputs that other packages bring: a section [plugins.NAME] each, checked by them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+
 class Settings(BaseSettings):
     """All settings, checked."""
 
@@ -87,6 +191,13 @@ class Settings(BaseSettings):
     head: HeadSettings = HeadSettings()
     video: VideoSettings = VideoSettings()
     render: RenderSettings = RenderSettings()
+    live: LiveSettings = LiveSettings()
+    voice: VoiceSettings = VoiceSettings()
+    microphone: MicrophoneSettings = MicrophoneSettings()
+    stdin: StdinSettings = StdinSettings()
+    camera: CameraSettings = CameraSettings()
+    audio: AudioSettings = AudioSettings()
+    plugins: PluginSettings = PluginSettings()
 
 
 class _Environment(EnvSettingsSource):
@@ -107,6 +218,8 @@ def describe(setting: str) -> str:
     default = field.default
     if isinstance(default, tuple):
         default = ",".join(f"{number:g}" for number in default)
+    elif isinstance(default, float):
+        default = f"{default:g}"
     return f"{field.description} (default {default})" if default != "" else field.description
 
 
@@ -127,7 +240,7 @@ def load_settings(
     given: dict[str, dict[str, Any]] = {}
     for setting, value in flags.items():
         section, name = setting.split(".")
-        given.setdefault(section, {})[name] = _split(value) if name == "pose" else value
+        given.setdefault(section, {})[name] = _split(value) if setting in _LISTS else value
 
     class Sourced(Settings):
         @classmethod
@@ -139,7 +252,8 @@ def load_settings(
     try:
         return Sourced(**given)
     except ValidationError as error:
-        raise SettingsError(_explain(error, flags, names or {}, config, from_file)) from None
+        lines = [_explain(first, flags, names or {}, config, from_file) for first in error.errors()]
+        raise SettingsError(*dict.fromkeys(lines)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -153,14 +267,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _explain(
-    error: ValidationError,
+    first: Mapping[str, Any],
     flags: Mapping[str, Any],
     names: Mapping[str, str],
     config: Path | None,
     from_file: Mapping[str, Any],
 ) -> str:
-    """One line for the first thing that is wrong."""
-    first = error.errors()[0]
+    """One line for a thing that is wrong, as pydantic tells it."""
     path = [str(part) for part in first["loc"]]
     section = Settings.model_fields.get(path[0])
     setting = ".".join(path[:2])
@@ -180,6 +293,8 @@ def _explain(
     if len(path) == 1:
         return f"{where}: this is a section: write [{path[0]}] and its settings below"
     known = section.annotation.model_fields
+    if section.annotation is PluginSettings:
+        return f"{where}: this is a section: write [plugins.{path[1]}] and its settings below"
     if path[1] not in known:
         return f"{where}: there is no such setting; [{path[0]}] has {_listed(section.annotation)}"
     return f"{where}: give {known[path[1]].description}"

@@ -68,8 +68,9 @@ def test_the_engine_knows_no_network_no_settings_and_no_command_line(name):
     assert not known & {"argparse", "pydantic", "pydantic_settings", "tomllib", "pyvirtualcam", "sounddevice"}
 
 
-def test_the_way_from_a_voice_to_a_picture_is_free_of_torch():
-    way = reachable("plugin.render")
+@pytest.mark.parametrize("start", ["plugin.render", "plugin.run", "plugin.doctor"])
+def test_the_way_from_a_voice_to_a_picture_is_free_of_torch(start):
+    way = reachable(start)
     assert {"plugin.settings", "transports.file", "engine.portrait", "engine.speech"} <= way
     heavy = {"torch", "onnx", "onnxscript", "mediapipe", "dlib", "matplotlib"}
     assert {name: found for name in way if (found := top_level(MODULES[name]) & heavy)} == {}

@@ -14,6 +14,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from av.video.reformatter import VideoReformatter as Reformatter
 
+from transports.media import TransportError
+
 # The highest sample rate that is kept. AAC takes 96 kHz too, but no voice needs it and some players refuse.
 MAX_AUDIO_RATE = 48_000
 # Per channel: a second, and at most per sample. On speech 43 dB or more over the coding noise from 16 kHz up.
@@ -28,7 +30,7 @@ ENCODER_THREADS = 2
 _CAREFUL = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 
-class OutputError(ValueError):
+class OutputError(TransportError):
     """The file cannot be written. The message is one line that says which file, why, and what to do."""
 
 

@@ -90,6 +90,18 @@ class MotionGenerator:
             made.append(self._hop())
         return np.concatenate(made) if made else np.zeros((0, len(self.within)), np.float32)
 
+    def interrupt(self, dropped: int) -> None:
+        """Forget the last `dropped` latents made, and all speech after those that stay, as if silence had followed."""
+        state = self.state
+        state.past = state.past[: len(state.past) - dropped]
+        state.features[len(state.past) * FEATURES_PER_LATENT :] = scale(np.float32(FLOOR))
+
+    def steer(self, statistics: Statistics) -> None:
+        """Aim at other statistics from the next hop on; the motion made so far stays where it is."""
+        shift = (self.statistics.mean - statistics.mean) / self.within
+        self.state.past = (self.state.past + shift).astype(np.float32)
+        self.statistics = statistics
+
     def _waiting(self) -> int:
         """Latents whose speech has come but which are not made yet."""
         return len(self.state.features) // FEATURES_PER_LATENT - len(self.state.past)

@@ -1,0 +1,360 @@
+"""The live head: voice pushed in as it comes, frames out at a fixed rate, each with its own slice of that voice.
+
+There is one clock, counted in samples at 16 kHz. Position s of the stream is spoken and shown at clock
+s + delay(pace): the voice waits until the motion that belongs to it is made. `StreamCore` holds that logic and no clock
+of its own: whoever owns it says how far time went. The same calls in the same order give the same frames and the same
+sound, to the last bit.
+
+Rules of the voice:
+- It is heard in order and without a change. A frame's slice of sound and its picture are cut from the same positions,
+  so lips and voice never move against each other, whatever happens below.
+- Voice that comes while nothing else waits begins `cushion` samples after it came, which evens out the jitter of
+  whoever sends it. If the voice runs dry, the gap is silence, and what comes later begins as above: late sound is heard
+  late, with its lips.
+- At most `backlog` samples wait. More are refused: push returns how many were taken, so a program that makes speech
+  faster than real time waits for room. With `live=True` (a microphone, a call) at most 250 ms wait, and more replaces
+  the oldest: what was said long ago is of no use, so the delay stays bounded.
+- With no voice the head hears silence and idles: same model, same motion, no seam.
+- An interrupt drops all voice that was not spoken yet and the motion made for it. Motion goes on from the latents that
+  the frame on display already needs, as if silence had followed, so there is no jump.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+
+from engine.features import BANDS, LATENT_HOP, SAMPLE_RATE, LogMel
+from engine.head import Style, statistics
+from engine.motion.generator import MotionGenerator, Pace, Statistics
+from engine.motion.timing import LATENT_RATE, catmull_rom
+from engine.renderer.cpu import CpuRenderer
+
+__all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings", "delay"]
+
+#: Blocks of 40 ms over which a change of style is spread.
+GLIDE = 20
+#: Samples of live voice that may wait: the jitter of a poor network, not more.
+LIVE_BACKLOG = SAMPLE_RATE // 4
+#: Latents after the one at or before a frame's time that the frame is interpolated from (engine/motion/timing.py).
+SPLINE_REACH = 2
+
+
+def delay(pace: Pace) -> int:
+    """Samples from a position's voice being heard to its frame being made, at the worst place in a hop: the latents
+    that the frame needs ahead, a whole hop, and the hop's look-ahead."""
+    return (SPLINE_REACH + pace.hop + pace.look_ahead) * LATENT_HOP
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A choice between answering soon and moving well. pace: of the motion; cushion: samples by which voice that
+    comes after a pause is held back; margin: seconds left for computing a frame before it is due outside."""
+
+    pace: Pace
+    cushion: int
+    margin: float
+
+    @property
+    def seconds(self) -> float:
+        """From a sample being pushed to the frame that shows it, with a steady sender."""
+        return (delay(self.pace) + self.cushion) / SAMPLE_RATE + self.margin
+
+
+#: interactive 250 ms, balanced 430 ms, quality 730 ms from voice to frame.
+LATENCIES = {
+    "interactive": Latency(Pace(hop=2, look_ahead=1, steps=3), 320, 0.03),
+    "balanced": Latency(Pace(hop=4, look_ahead=3, steps=4), 480, 0.04),
+    "quality": Latency(Pace(hop=8, look_ahead=6, steps=6), 640, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What stays the same for a stream's life. fps: whole frames a second; size: side of the picture; pace, cushion:
+    see Latency; backlog: samples of voice that may wait; seed: of the motion."""
+
+    fps: int = 45
+    size: int = 512
+    pace: Pace = field(default_factory=Pace)
+    cushion: int = 480
+    backlog: int = 30 * SAMPLE_RATE
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFrame:
+    """index: frames since the start; pts: first sample of its sound; seconds: index / fps, exactly; image
+    (size, size, 3) uint8 RGB, or None if it came too late to be drawn; audio (n,) float32, the sound from this frame
+    to the next; generation: interrupts so far."""
+
+    index: int
+    pts: int
+    seconds: Fraction
+    image: np.ndarray | None
+    audio: np.ndarray
+    generation: int
+
+
+@dataclass
+class Fifo:
+    """Samples that wait, in order. size: how many."""
+
+    size: int = 0
+    _chunks: deque[np.ndarray] = field(default_factory=deque)
+
+    def push(self, samples: np.ndarray) -> None:
+        if len(samples):
+            self._chunks.append(np.array(samples, np.float32))  # a copy: the sender may reuse its buffer
+            self.size += len(samples)
+
+    def take(self, count: int) -> np.ndarray:
+        """The oldest samples, `count` or as many as there are."""
+        parts, wanted = [np.zeros(0, np.float32)], min(count, self.size)
+        self.size -= wanted
+        while wanted:
+            chunk = self._chunks.popleft()
+            parts.append(chunk[:wanted])
+            if len(chunk) > wanted:
+                self._chunks.appendleft(chunk[wanted:])
+            wanted -= len(parts[-1])
+        return np.concatenate(parts)
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self.size = 0
+
+
+@dataclass
+class Track:
+    """The latents that frames not shown yet are interpolated from. base: the first one's index; the first latent of a
+    stream is there twice, at -1 and 0, as in engine/motion/timing.py, which gives the same values."""
+
+    fps: int
+    base: int = -1
+    held: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Latents made since the start."""
+        return self.base + len(self.held)
+
+    def push(self, latents: np.ndarray) -> None:
+        for latent in latents:
+            if self.base < 0 and not self.held:
+                self.held.append(latent)
+            self.held.append(latent)
+
+    def before(self, frame: int) -> int:
+        """Index of the latent at or before a frame."""
+        return frame * LATENT_RATE // self.fps
+
+    def take(self, frame: int) -> np.ndarray:
+        """The latent (D,) of a frame; what no later frame needs is forgotten."""
+        index = self.before(frame)
+        along = frame * LATENT_RATE % self.fps / self.fps
+        first = index - 1 - self.base
+        latent = catmull_rom(*self.held[first : first + 4], along)
+        # below 25 fps a frame may lie beyond all that is held
+        drop = min(self.before(frame + 1) - 1 - self.base, len(self.held))
+        if drop > 0:
+            del self.held[:drop]
+            self.base += drop
+        return latent
+
+    def rewind(self, count: int) -> int:
+        """Forget the latents from index `count` on, as far as they are held; how many they were."""
+        dropped = min(max(0, self.count - count), len(self.held))
+        del self.held[len(self.held) - dropped :]
+        return dropped
+
+
+@dataclass
+class StreamState:
+    """now: the clock; heard: samples the model was given (whole blocks of 640); frames: given out; begins: position at
+    which the waiting voice begins, None while it flows or there is none; refused, replaced: samples of voice that
+    found no room; glide: blocks left of a change of style."""
+
+    now: int = 0
+    heard: int = 0
+    frames: int = 0
+    generation: int = 0
+    dry: bool = True
+    begins: int | None = None
+    refused: int = 0
+    replaced: int = 0
+    glide: int = 0
+
+
+class Renderer(Protocol):
+    def render(self, coefficients: np.ndarray) -> np.ndarray: ...
+
+
+class StreamCore:
+    """See the module. Not for several threads at once.
+
+    model: engine.model.Model (or what has its `window`, `arrays`, `velocity` and `coefficients`). portrait: prepared by
+    the model. renderer: makes what draws a prepared portrait at a size.
+    """
+
+    def __init__(
+        self, model: Any, portrait: Any, settings: StreamSettings | None = None, style: Style | None = None,
+        renderer: Callable[[Any, int], Renderer] = CpuRenderer,
+    ):  # fmt: skip
+        self.settings = settings or StreamSettings()
+        self.state = StreamState()
+        self._model = model
+        self._make_renderer = renderer
+        self._renderer = renderer(portrait, self.settings.size)
+        self._portrait, self._style = portrait, style or Style()
+        self._goal = statistics(model, portrait.latent, self._style)
+        self._features = LogMel()
+        self._motion = MotionGenerator(
+            model.velocity, model.window, model.arrays["centre"], model.arrays["total"], model.arrays["within"],
+            self._goal, portrait.latent, self.settings.seed, self.settings.pace,
+        )  # fmt: skip
+        # at a few frames a second the sound of one frame is longer than the model's delay
+        self._delay = max(delay(self.settings.pace), SAMPLE_RATE // self.settings.fps + 1 + LATENT_HOP)
+        self._waiting = Fifo()
+        self._line = Fifo()  # heard, not spoken yet
+        self._track = Track(self.settings.fps)
+
+    @property
+    def backlog(self) -> int:
+        """Samples of voice that wait to be heard."""
+        return self._waiting.size
+
+    @property
+    def next_position(self) -> int:
+        """Where voice that is pushed now will begin."""
+        state = self.state
+        if not state.dry:
+            return state.heard + self._waiting.size
+        begins = state.begins if state.begins is not None else state.now + self.settings.cushion
+        return begins + self._waiting.size
+
+    def due(self, frame: int) -> int:
+        """The clock at which a frame is given out."""
+        return self._starts(frame) + self._delay
+
+    @property
+    def next_due(self) -> int:
+        """The clock at which there is something to do: a block to hear or a frame to give out."""
+        return min(self.state.heard + LATENT_HOP, self.due(self.state.frames))
+
+    def _starts(self, frame: int) -> int:
+        return -(-frame * SAMPLE_RATE // self.settings.fps)
+
+    def push(self, samples: np.ndarray, live: bool = False) -> int:
+        """Voice, mono float32 (n,) at 16 kHz, n any. Returns how many samples were taken: all but what found no room.
+        With `live` all are taken and the oldest make room."""
+        limit = self.settings.backlog
+        if live:
+            limit = min(limit, LIVE_BACKLOG)
+            taken = samples[-limit:]
+            replaced = self._waiting.take(max(0, self._waiting.size + len(taken) - limit))
+            self.state.replaced += len(replaced) + len(samples) - len(taken)
+        else:
+            taken = samples[: max(0, limit - self._waiting.size)]
+            self.state.refused += len(samples) - len(taken)
+        if len(taken) and self.state.dry and self.state.begins is None:
+            self.state.begins = self.state.now + self.settings.cushion
+        self._waiting.push(taken)
+        return len(samples) if live else len(taken)
+
+    def tick(self, samples: int, skip: bool = False) -> list[StreamFrame]:
+        """Let the clock go on by so many samples; the frames that became due, in order. skip: draw only the newest of
+        several (the caller is late); the others carry their sound and no image."""
+        state = self.state
+        state.now += samples
+        due: list[tuple[int, np.ndarray, np.ndarray]] = []
+        # in the order of the clock, so that long and short ticks do the same
+        while True:
+            block, frame = state.heard + LATENT_HOP, self.due(state.frames)
+            if block <= state.now and block <= frame:
+                self._hear(self._next_block())
+            elif frame <= state.now:
+                due.append(self._next_frame())
+            else:
+                break
+        return [self._draw(*each, drawn=not skip or each is due[-1]) for each in due]
+
+    def interrupt(self) -> None:
+        """Stop speaking: nothing that was pushed so far is heard or shown any more."""
+        state = self.state
+        state.generation += 1
+        self._waiting.clear()
+        state.dry, state.begins = True, None
+        silent = self._line.size
+        self._line.clear()
+        self._line.push(np.zeros(silent, np.float32))
+        self._features.pending[:] = 0
+        shown = max(0, state.frames - 1)
+        # below 10 fps more may be made than the motion remembers
+        oldest = self._track.count - len(self._motion.state.past) + 1
+        self._motion.interrupt(self._track.rewind(max(oldest, self._track.before(shown) + SPLINE_REACH)))
+        self._track.push(self._motion.push(np.zeros((0, BANDS), np.float32)))
+
+    def restyle(self, style: Style) -> None:
+        """Change intensity and pose; the head gets there within a second, without a jump."""
+        self._style = style
+        self._goal = statistics(self._model, self._portrait.latent, style)
+        self.state.glide = GLIDE
+
+    def change_portrait(self, portrait: Any) -> None:
+        """Show another prepared portrait from the next frame on. It goes on with the motion of the one before, moved to
+        where this face is centred."""
+        goal = statistics(self._model, portrait.latent, self._style)
+        shift = goal.mean - self._goal.mean
+        current = self._motion.statistics
+        # the motion's own past is relative to its mean, so it moves along
+        self._motion.statistics = replace(current, mean=current.mean + shift)
+        self._track.held = [latent + shift for latent in self._track.held]
+        self._portrait, self._goal = portrait, goal
+        self._renderer = self._make_renderer(portrait, self.settings.size)
+
+    def _next_block(self) -> np.ndarray:
+        """The next 640 samples to hear: voice where there is some, else silence."""
+        state, block = self.state, np.zeros(LATENT_HOP, np.float32)
+        start = 0
+        if state.dry:
+            if state.begins is None or state.begins >= state.heard + LATENT_HOP:
+                return block
+            start = max(0, state.begins - state.heard)
+            state.dry, state.begins = False, None
+        voice = self._waiting.take(LATENT_HOP - start)
+        block[start : start + len(voice)] = voice
+        # exactly enough is not dry: the next chunk may still come in time
+        state.dry = len(voice) < LATENT_HOP - start
+        return block
+
+    def _hear(self, block: np.ndarray) -> None:
+        self._line.push(block)
+        self.state.heard += len(block)
+        self._glide()
+        self._track.push(self._motion.push(self._features.push(block)))
+
+    def _glide(self) -> None:
+        if self.state.glide == 0:
+            return
+        now, goal = self._motion.statistics, self._goal
+        part = np.float32(1 / self.state.glide)
+        self.state.glide -= 1
+        step = Statistics(
+            now.mean + part * (goal.mean - now.mean), now.deviation + part * (goal.deviation - now.deviation)
+        )
+        self._motion.steer(step if self.state.glide else goal)
+
+    def _next_frame(self) -> tuple[int, np.ndarray, np.ndarray]:
+        index = self.state.frames
+        self.state.frames += 1
+        audio = self._line.take(self._starts(index + 1) - self._starts(index))
+        return index, self._track.take(index), audio
+
+    def _draw(self, index: int, latent: np.ndarray, audio: np.ndarray, drawn: bool) -> StreamFrame:
+        image = self._renderer.render(self._model.coefficients(latent)) if drawn else None
+        seconds = Fraction(index, self.settings.fps)
+        return StreamFrame(index, self._starts(index), seconds, image, audio, self.state.generation)

@@ -1,0 +1,231 @@
+"""`ifmdm doctor`, `ifmdm devices` and `ifmdm config check`: what is there, what is not, and how to mend it."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plugin.settings import DEFAULT_CONFIG, Settings, SettingsError, load_settings
+
+GOOD, POOR, BAD = "ok", "note", "FAILS"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check's outcome. state: GOOD, POOR (works, with a drawback or without an option) or BAD."""
+
+    check: str
+    state: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:5} {self.check}: {' '.join(self.text.split())}"
+
+
+Check = Callable[[Settings], tuple[str, str]]
+
+
+def check_python(_: Settings) -> tuple[str, str]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 13):
+        return POOR, f"{version}; tested are 3.11 and 3.12"
+    return GOOD, version
+
+
+def check_weights(_: Settings) -> tuple[str, str]:
+    from engine.model import WEIGHTS, check_hashes
+
+    config = check_hashes(WEIGHTS)
+    return GOOD, f"{len(config['sha256'])} files, none damaged"
+
+
+def check_providers(_: Settings) -> tuple[str, str]:
+    import onnxruntime
+
+    return GOOD, f"ONNX Runtime {onnxruntime.__version__} with {', '.join(onnxruntime.get_available_providers())}"
+
+
+def check_portrait(settings: Settings) -> tuple[str, str]:
+    from engine.portrait import load_portrait
+    from plugin.render import find_portrait
+
+    path = find_portrait(settings.head.portrait, settings.head.consent)
+    load_portrait(path)
+    return GOOD, f"{settings.head.portrait} has a face"
+
+
+def check_source(settings: Settings) -> tuple[str, str]:
+    from plugin.adapters import check_names, make_source
+
+    check_names(settings)
+    make_source(settings)
+    return GOOD, settings.live.source
+
+
+def check_recording(settings: Settings) -> tuple[str, str]:
+    from transports.file import check_output
+
+    if not settings.live.record:
+        return GOOD, "none asked for"
+    check_output(settings.live.record)
+    return GOOD, f"{settings.live.record} can be written"
+
+
+def check_camera(settings: Settings) -> tuple[str, str]:
+    from transports.media import TransportError
+    from transports.virtual_camera import CameraOptions, try_camera
+
+    wanted = "camera" in settings.live.outputs
+    try:
+        device = try_camera(CameraOptions(**settings.camera.model_dump()))
+    except TransportError as error:
+        return (BAD if wanted else POOR), str(error)
+    return GOOD, f"{device} can be opened"
+
+
+def _check_sound(settings: Settings, output: bool) -> tuple[str, str]:
+    from transports.media import TransportError
+    from transports.portaudio import find_device, load_sounddevice
+
+    wanted = "audio" in settings.live.outputs if output else settings.live.source == "microphone"
+    device = settings.audio.device if output else settings.microphone.device
+    try:
+        found = find_device(load_sounddevice(), device, output)
+    except TransportError as error:
+        return (BAD if wanted else POOR), str(error)
+    return GOOD, f"{found.index}: {found.name}, {found.rate} Hz"
+
+
+def check_audio(settings: Settings) -> tuple[str, str]:
+    return _check_sound(settings, output=True)
+
+
+def check_microphone(settings: Settings) -> tuple[str, str]:
+    return _check_sound(settings, output=False)
+
+
+def check_speed(settings: Settings) -> tuple[str, str]:
+    """A few seconds of the real thing, unpaced."""
+    from engine.features import SAMPLE_RATE
+    from engine.head import Model
+    from engine.portrait import load_portrait
+    from engine.stream import LATENCIES, StreamCore, StreamSettings
+    from plugin.render import find_portrait
+
+    model = Model.load()
+    portrait = load_portrait(find_portrait(settings.head.portrait, settings.head.consent))
+    pace = LATENCIES[settings.live.latency].pace
+    core = StreamCore(model, model.prepare(portrait), StreamSettings(settings.video.fps, settings.video.size, pace))
+    core.tick(core.due(2))  # what is slow the first time
+    core.push(np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).clip(-1, 1).astype(np.float32))
+    began = time.perf_counter()
+    core.tick(SAMPLE_RATE)
+    took = time.perf_counter() - began
+    text = f"a second of {settings.video.fps} frames a second takes {took:.2f} s"
+    if took > 0.9:
+        return BAD, f"{text}: too slow; lower fps or size under [video]"
+    if took > 0.6:
+        return POOR, f"{text}: little is left for encoders; close other programs, or lower fps or size under [video]"
+    return GOOD, text
+
+
+CHECKS: dict[str, Check] = {
+    "Python": check_python,
+    "weights": check_weights,
+    "execution": check_providers,
+    "portrait": check_portrait,
+    "voice": check_source,
+    "recording": check_recording,
+    "camera": check_camera,
+    "audio output": check_audio,
+    "microphone": check_microphone,
+    "speed": check_speed,
+}
+
+
+def examine(config: Path | None, checks: dict[str, Check] | None = None) -> Iterator[Finding]:
+    """All findings, one after another; none keeps the next from being looked for."""
+    try:
+        settings = load_settings({}, config)
+        where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
+        yield Finding("settings", GOOD, str(where))
+    except SettingsError as error:
+        yield from (Finding("settings", BAD, problem) for problem in error.problems)
+        settings = Settings.model_construct(
+            **{name: field.annotation() for name, field in Settings.model_fields.items()}
+        )
+    for name, check in (CHECKS if checks is None else checks).items():
+        try:
+            yield Finding(name, *check(settings))
+        except ValueError as error:  # InputError, TransportError: a line that says how to mend it
+            yield Finding(name, BAD, str(error))
+        except Exception as error:
+            yield Finding(name, BAD, f"{type(error).__name__}: {error}")
+
+
+def doctor(config: Path | None) -> bool:
+    """Print a line a check; whether nothing fails."""
+    fine = True
+    for finding in examine(config):
+        print(finding, flush=True)
+        fine = fine and finding.state != BAD
+    return fine
+
+
+def config_check(config: Path | None) -> bool:
+    """Print a line for every setting that cannot be used; whether there is none."""
+    from plugin.adapters import check_names, make_source
+    from plugin.render import check_paths, find_portrait
+
+    try:
+        settings = load_settings({}, config)
+    except SettingsError as error:
+        for problem in error.problems:
+            print(problem)
+        return False
+    looks: list[Callable[[], object]] = [
+        lambda: check_names(settings),
+        lambda: find_portrait(settings.head.portrait, settings.head.consent),
+        lambda: settings.live.record and check_paths(settings.live.record),
+        lambda: settings.live.source == "file" and make_source(settings),
+    ]
+    fine = True
+    for look in looks:
+        try:
+            look()
+        except ValueError as error:
+            fine = False
+            print(error)
+    if fine:
+        where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+        print(f"{where}: every setting can be used" if where else "there is no config.toml here: all defaults")
+    return fine
+
+
+def devices() -> None:
+    """Print the cameras, microphones and sound outputs of this machine."""
+    from transports.media import TransportError
+    from transports.portaudio import load_sounddevice, sound_devices
+    from transports.virtual_camera import camera_backends, virtual_devices
+
+    print("Virtual cameras ([camera] device):")
+    for path, name in virtual_devices():
+        print(f"  {path}  {name}")
+    print(f"  backends: {', '.join(camera_backends()) or 'none'}")
+    try:
+        found = sound_devices(load_sounddevice())
+    except TransportError as error:
+        print(f"Microphones and sound outputs: {error}")
+        return
+    for title, usable in (
+        ("Microphones ([microphone] device):", [each for each in found if each.inputs]),
+        ("Sound outputs ([audio] device):", [each for each in found if each.outputs]),
+    ):
+        print(title)
+        for each in usable:
+            print(f"  {each.index}: {each.name}, {each.rate} Hz")
+        if not usable:
+            print("  none")

@@ -1,0 +1,262 @@
+"""The live head in time: the engine's stream against the clock of the machine, for asyncio.
+
+    async with LiveStream(core, margin=0.04) as stream:
+        stream.push(samples)              # from any thread, at any time
+        async for frame in stream:        # each at its time
+            ...
+
+The stream computes in one thread of its own; the event loop only waits and hands over. Frame i is out at
+`begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for their time are
+not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended machine) time goes
+on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine, among finished frames.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from engine.features import SAMPLE_RATE
+from engine.head import Style
+from engine.stream import StreamCore, StreamFrame
+from transports.media import MediaFrame
+
+#: After so long without a tick, time that passed is given up.
+RESYNC_SECONDS = 1.0
+#: How many of the latest figures are kept.
+RECENT = 512
+
+
+@dataclass
+class LiveFigures:
+    """What happened so far. made: frames given out; undrawn: those without a picture, being late; late: frames ready
+    after their time; lost: finished frames that nobody took in time; resyncs: see RESYNC_SECONDS; interrupts; work:
+    seconds each tick took; latency: seconds from voice being pushed to its frame being out, as scheduled."""
+
+    made: int = 0
+    undrawn: int = 0
+    late: int = 0
+    lost: int = 0
+    resyncs: int = 0
+    interrupts: int = 0
+    work: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    latency: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+
+@dataclass(eq=False)
+class _Voice:
+    samples: np.ndarray
+    live: bool
+    came: float
+
+
+class LiveStream:
+    """See the module. `push`, `interrupt`, `restyle` and `change_portrait` are for any thread and return at once."""
+
+    def __init__(
+        self, core: StreamCore, margin: float, stamp: Callable[[np.ndarray], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture."""
+        self.figures = LiveFigures()
+        self._core, self._margin, self._stamp, self._clock = core, margin, stamp, clock
+        self._fps = core.settings.fps
+        self._lock = threading.Lock()
+        self._inbox: deque[_Voice | Callable[[], Any]] = deque()
+        self._inbox_size = 0
+        self._backlog = 0
+        self._generation = 0
+        self._voice_end = 0
+        self._released = 0
+        self._begin = 0.0
+        self._ready: deque[MediaFrame] = deque()
+        self._ready_limit = math.ceil(margin * self._fps) + 4
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._pool = ThreadPoolExecutor(1, "engine")
+        self._task: asyncio.Task | None = None
+
+    async def __aenter__(self) -> Self:
+        self._begin = self._clock()
+        self._task = asyncio.create_task(self._compute())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop. Whoever iterates comes to the end."""
+        self._closing.set()
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        self._pool.shutdown(wait=True)
+
+    @property
+    def room(self) -> int:
+        """Samples that push would take now."""
+        with self._lock:
+            return self._room()
+
+    def _room(self) -> int:
+        return max(0, self._core.settings.backlog - self._backlog - self._inbox_size)
+
+    @property
+    def backlog(self) -> int:
+        """Samples of voice that wait."""
+        with self._lock:
+            return self._backlog + self._inbox_size
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    def push(self, samples: np.ndarray, live: bool = False) -> int:
+        """Voice, mono float32 (n,) at 16 kHz. Returns how many samples were taken; see engine/stream.py."""
+        limit = self._core.settings.backlog
+        with self._lock:
+            taken = samples if live else samples[: self._room()]
+            if len(taken):
+                self._inbox.append(_Voice(np.array(taken, np.float32), live, self._clock()))
+                self._inbox_size += len(taken)
+            while self._inbox_size > limit:  # live, and the engine stands still
+                self._forget_voice(1)
+        return len(taken)
+
+    def interrupt(self) -> None:
+        """Stop speaking at once and drop all that was pushed before."""
+        with self._lock:
+            self._generation += 1
+            self.figures.interrupts += 1
+            self._forget_voice(len(self._inbox))
+            self._inbox.append(self._core.interrupt)
+            self._backlog = 0
+            self._voice_end = 0
+            self._ready.clear()
+
+    def restyle(self, style: Style) -> None:
+        self._order(lambda: self._core.restyle(style))
+
+    def change_portrait(self, prepared: Any) -> None:
+        """prepared: by Model.prepare, which takes its time: call it in a thread."""
+        self._order(lambda: self._core.change_portrait(prepared))
+
+    def _order(self, command: Callable[[], Any]) -> None:
+        with self._lock:
+            self._inbox.append(command)
+
+    def _forget_voice(self, count: int) -> None:
+        """Drop the oldest pieces of voice in the inbox, at most `count`; commands stay."""
+        kept: deque[_Voice | Callable[[], Any]] = deque()
+        for entry in self._inbox:
+            if isinstance(entry, _Voice) and count > 0:
+                count -= 1
+                self._inbox_size -= len(entry.samples)
+            else:
+                kept.append(entry)
+        self._inbox = kept
+
+    @property
+    def silent(self) -> bool:
+        """Whether all that was pushed has been spoken."""
+        with self._lock:
+            return not self._inbox and self._released >= self._voice_end
+
+    async def __aiter__(self) -> AsyncIterator[MediaFrame]:
+        """Frames, each at its time. For one consumer; one that is too slow misses frames, and time goes on."""
+        while True:
+            while not self._ready:
+                if self._closing.is_set():
+                    return
+                if self._task is not None and self._task.done():
+                    self._task.result()  # raises what stopped the engine
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+            frame = self._ready.popleft()
+            if (wait := frame.time - self._clock()) > 0:
+                await asyncio.sleep(wait)
+            if frame.generation < self._generation:
+                continue
+            self._released = frame.pts + len(frame.audio)
+            yield frame
+
+    async def _compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._closing.is_set():
+                if (wait := self._when() - self._clock()) > 0:
+                    await asyncio.sleep(wait)
+                for frame in await loop.run_in_executor(self._pool, self._work):
+                    self._offer(frame)
+                self._wake.set()
+        finally:
+            self._wake.set()
+
+    def _when(self) -> float:
+        """When the engine has something to do next. A hop is made once its speech is there, not when a frame asks."""
+        return self._begin + self._core.next_due / SAMPLE_RATE
+
+    def _offer(self, frame: MediaFrame) -> None:
+        if frame.generation < self._generation:
+            return
+        if len(self._ready) >= self._ready_limit:
+            self._ready.popleft()
+            self.figures.lost += 1
+        self._ready.append(frame)
+
+    def _work(self) -> list[MediaFrame]:
+        """In the engine's thread: hear what came, and make what is due."""
+        core, figures, began = self._core, self.figures, self._clock()
+        due = core.next_due
+        behind = began - self._when()
+        if behind > RESYNC_SECONDS:
+            self._begin += behind
+            figures.resyncs += 1
+            behind = 0.0
+        self._hear()
+        now = max(due, int((began - self._begin) * SAMPLE_RATE))
+        frames = core.tick(now - core.state.now, skip=behind > self._margin)
+        with self._lock:
+            self._backlog = core.backlog
+        ended = self._clock()
+        figures.work.append(ended - began)
+        return [self._timed(frame, ended) for frame in frames]
+
+    def _hear(self) -> None:
+        """Hand what came to the engine. Without the lock, since a command may take as long as a hop."""
+        core = self._core
+        with self._lock:
+            entries, self._inbox = self._inbox, deque()
+            generation = self._generation
+        end, taken = self._voice_end, 0
+        for entry in entries:
+            if isinstance(entry, _Voice):
+                out = self._begin + (core.next_position + core.due(0)) / SAMPLE_RATE + self._margin
+                self.figures.latency.append(out - entry.came)
+                core.push(entry.samples, entry.live)
+                taken += len(entry.samples)
+                end = core.next_position
+            else:
+                entry()
+        with self._lock:
+            self._inbox_size -= taken
+            self._backlog = core.backlog
+            if generation == self._generation:
+                self._voice_end = end
+
+    def _timed(self, frame: StreamFrame, ready: float) -> MediaFrame:
+        out = self._begin + self._core.due(frame.index) / SAMPLE_RATE + self._margin
+        self.figures.made += 1
+        self.figures.undrawn += frame.image is None
+        self.figures.late += ready > out
+        if frame.image is not None and self._stamp is not None:
+            self._stamp(frame.image)
+        return MediaFrame(frame.index, frame.pts, frame.image, frame.audio, out, frame.generation)

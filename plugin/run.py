@@ -1,0 +1,342 @@
+"""`ifmdm run`: a source speaks, the head shows it, any number of outputs at once."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any, TextIO
+
+import numpy as np
+
+from engine.head import Model, Style
+from engine.portrait import load_portrait
+from engine.renderer.cpu import CpuRenderer
+from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
+from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
+from plugin.adapters import check_names, make_sinks, make_source
+from plugin.badge import Badge
+from plugin.live import LiveStream
+from plugin.render import BUNDLED_VOICE, PROVENANCE, check_paths, find_portrait
+from plugin.settings import Settings
+from transports.media import MediaFormat, Sink, Source, TransportError
+from transports.recording import RecordingSink
+
+#: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
+_PORTRAIT_SIZE = 512
+_CHECK_SECONDS = 1.0
+#: A guest louder than this speaks; a muted or idle microphone is below.
+GUEST_SILENCE_DB = -50.0
+_STATUS_SECONDS = 0.5
+
+
+class Floor:
+    """Who may speak: the house (the source of the settings) until a guest does, and again when the last has left."""
+
+    def __init__(self) -> None:
+        self.speaker: Ear | None = None
+
+    def admits(self, ear: "Ear", samples: np.ndarray) -> bool:
+        """Whether what this ear hears is spoken. A guest gets the floor with the first sound, not by being there."""
+        if ear.guest and self.speaker is None and not is_silent(samples, GUEST_SILENCE_DB):
+            self.speaker = ear
+            ear.enter()
+        return self.speaker is (ear if ear.guest else None)
+
+
+class Ear:
+    """What a source delivers, at any rate, becomes the engine's voice."""
+
+    def __init__(
+        self, stream: LiveStream, live: bool, floor: Floor | None = None, guest: bool = False,
+        enter: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        """live: see engine/stream.py. guest: speaks before the house. enter: called when a guest gets the floor."""
+        self.guest, self.enter = guest, enter
+        self._stream, self._live, self._floor = stream, live, floor or Floor()
+        self._input: SpeechInput | None = None
+
+    def leave(self) -> None:
+        """A guest goes: the house may speak again."""
+        if self._floor.speaker is self:
+            self._floor.speaker = None
+
+    def deliver(self, samples: np.ndarray, rate: int) -> bool:
+        """As transports.media.Deliver. What somebody says who has not the floor is taken and goes unheard."""
+        if samples.dtype.kind == "f":
+            samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)  # one bad sample must not end a stream
+        if not self._floor.admits(self, samples):
+            return True
+        # a resampler holds back some milliseconds, which may come out with this chunk
+        if not self._live and self._stream.room < ceil(len(samples) * SAMPLE_RATE / rate) + SAMPLE_RATE // 50:
+            return False
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        if self._input is None or (self._input.rate, self._input.channels) != (rate, channels):
+            self.finish()
+            self._input = SpeechInput(rate, channels)
+        self._stream.push(self._input.push(samples), self._live)
+        return True
+
+    def finish(self) -> None:
+        """The rest of what a resampler holds back."""
+        if self._input is not None:
+            self._stream.push(self._input.finish(), self._live)
+            self._input = None
+
+
+@dataclass
+class Show:
+    """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
+    runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
+    Sinks may come and go while it runs (add them open). prepare: a picture file, whose use somebody may agree to, ->
+    what LiveStream.change_portrait takes."""
+
+    stream: LiveStream
+    form: MediaFormat
+    source: Source | None = None
+    sinks: list[Sink] = field(default_factory=list)
+    services: list[Callable[["Show"], Awaitable[None]]] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    tell: Callable[[str], None] = lambda line: None
+    prepare: Callable[[Path], Any] | None = None
+    floor: Floor = field(default_factory=Floor)
+
+    def interrupt(self) -> None:
+        """Stop speaking, here and in what the sinks hold. In the event loop."""
+        self.stream.interrupt()
+        for sink in self.sinks:
+            sink.interrupt()
+
+    def invite(self, live: bool = True) -> Ear:
+        """An ear for a guest's voice: the house is interrupted when the guest begins to speak, and silent until it
+        leaves (Ear.leave). Deliver to it in the event loop."""
+        return Ear(self.stream, live, self.floor, guest=True, enter=self.interrupt)
+
+    async def change_portrait(self, picture: Path) -> None:
+        """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
+        self.stream.change_portrait(await asyncio.to_thread(self.prepare, picture))
+
+    def figures(self) -> dict[str, float]:
+        """For health and metrics: counts since the start, and the latest seconds."""
+        each = self.stream.figures
+
+        def percentile(values: Collection[float], part: float) -> float:
+            return float(np.percentile(list(values), part)) if values else 0.0
+
+        return {
+            "frames": each.made,
+            "frames_undrawn": each.undrawn,
+            "frames_late": each.late,
+            "frames_lost": each.lost,
+            "resyncs": each.resyncs,
+            "interrupts": each.interrupts,
+            "backlog_seconds": self.stream.backlog / SAMPLE_RATE,
+            "latency_seconds_median": percentile(each.latency, 50),
+            "latency_seconds_p95": percentile(each.latency, 95),
+            "work_seconds_median": percentile(each.work, 50),
+            "work_seconds_p95": percentile(each.work, 95),
+            "problems": sum(map(bool, self.problems.values())),
+        }
+
+    async def run(self, seconds: float, stop: asyncio.Event) -> None:
+        """Until `stop` is set, `seconds` (if not 0) are over, or the source ends and all it gave is spoken. Sinks must
+        be open; source and sinks are closed at the end, whatever it was. Raises TransportError if one could not
+        finish."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_exit(self._close)
+            await stack.enter_async_context(self.stream)
+            if self.source is not None:
+                ear = Ear(self.stream, self.source.live, self.floor)
+
+                def end() -> None:
+                    ear.finish()
+                    loop.call_soon_threadsafe(ended.set)
+
+                self.source.open(ear.deliver, end)
+            work = [self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds)]
+            tasks = [asyncio.ensure_future(each) for each in (*work, *(serve(self) for serve in self.services))]
+            stack.push_async_callback(_cancel, tasks)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _limit(self, seconds: float) -> None:
+        await (asyncio.sleep(seconds) if seconds else asyncio.Event().wait())
+
+    async def _spoken(self, ended: asyncio.Event) -> None:
+        await ended.wait()
+        while not self.stream.silent:
+            await asyncio.sleep(0.05)
+
+    async def _pump(self) -> None:
+        async for frame in self.stream:
+            for sink in self.sinks:
+                try:
+                    sink.send(frame)
+                except Exception as error:  # of a package that is not ours; the others go on
+                    self._report(sink.name, f"{sink.name}: {type(error).__name__}: {error}")
+
+    async def _watch(self) -> None:
+        """Look after the devices, and keep them in step with the slowest."""
+        while True:
+            for each in (self.source, *self.sinks):
+                if each is None:
+                    continue
+                try:
+                    self._report(each.name, await asyncio.to_thread(each.check))
+                except Exception as error:
+                    self._report(each.name, f"{each.name}: {type(error).__name__}: {error}")
+            lags = [lag for sink in self.sinks if (lag := sink.lag()) is not None]
+            for sink in self.sinks:
+                if lags:
+                    sink.align(max(lags))
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    def _report(self, name: str, problem: str) -> None:
+        """Keep what is wrong, and tell it once."""
+        if problem and problem != self.problems.get(name):
+            self.tell(problem)
+        elif not problem and self.problems.get(name):
+            self.tell(f"{name}: works again")
+        self.problems[name] = problem
+
+    async def _close(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Source first, then all sinks at once: none may keep another from finishing."""
+        if self.source is not None:
+            self.source.close()
+        results = await asyncio.gather(*(asyncio.to_thread(sink.close) for sink in self.sinks), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, Exception)]
+        if failed and error is None:  # else that one is why
+            raise failed[0]
+
+    def status(self, began: float) -> str:
+        """One line of figures."""
+        figures = self.stream.figures
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        took = f"{1000 * median(figures.latency):.0f} ms" if figures.latency else "no voice yet"
+        parts = [
+            f"{minutes}:{seconds:02d}",
+            f"{figures.made} frames",
+            f"{figures.late} late",
+            f"voice to frame {took}",
+            *(f"{name}: {problem or 'ok'}" for name, problem in self.problems.items()),
+        ]
+        return "  ".join(parts)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def make_show(
+    settings: Settings, tell: Callable[[str], None], model: Model | None = None,
+    renderer: Callable[[Any, int], Renderer] = CpuRenderer,
+) -> Show:  # fmt: skip
+    """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
+    video, head, live = settings.video, settings.head, settings.live
+    check_names(settings)
+    picture = find_portrait(head.portrait, head.consent)
+    sinks = make_sinks(settings)
+    if live.record:
+        check_paths(live.record, picture, BUNDLED_VOICE)
+        sinks.append(RecordingSink(live.record, {"comment": PROVENANCE, "description": PROVENANCE}))
+    source = make_source(settings)
+    latency = LATENCIES[live.latency]
+    model = model or Model.load()
+
+    def prepare(path: Path) -> Any:
+        return model.prepare(load_portrait(path, max(video.size, _PORTRAIT_SIZE)))
+
+    face = prepare(picture)
+    backlog = round(live.backlog * SAMPLE_RATE)
+    chosen = StreamSettings(video.fps, video.size, latency.pace, latency.cushion, backlog, head.seed)
+    warm = StreamCore(model, face, chosen, renderer=renderer)
+    warm.tick(warm.due(1))  # the first run of a network takes long, and would be seen as a stutter
+    core = StreamCore(model, face, chosen, Style(head.intensity, head.pose), renderer)
+    stream = LiveStream(core, latency.margin, Badge(video.size).stamp if video.badge else None)
+    form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
+    show = Show(stream, form, source, tell=tell, prepare=prepare)
+    try:
+        for sink in sinks:
+            sink.open(form)
+            show.sinks.append(sink)
+    except Exception:
+        for sink in show.sinks:
+            with contextlib.suppress(TransportError):  # a recording without a frame
+                sink.close()
+        raise
+    return show
+
+
+class _Terminal:
+    """Lines for a person: what happens on lines of its own, and a status that is written over, on a terminal only."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._live, self._shown = out, out.isatty(), 0
+
+    def tell(self, line: str) -> None:
+        self.clear()
+        print(f"ifmdm: {line}", file=self._out, flush=True)
+
+    def status(self, line: str) -> None:
+        if self._live:
+            self.clear()
+            self._out.write(line[:200])
+            self._out.flush()
+            self._shown = min(len(line), 200)
+
+    def clear(self) -> None:
+        if self._shown:
+            self._out.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+
+async def _run(settings: Settings, terminal: _Terminal, make: Callable[..., Show]) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def leave() -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # the second time: at once, and files are lost
+        stop.set()
+
+    # Windows has no such handlers: there Ctrl-C cancels this, which cleans up just the same
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, leave)
+    show = await asyncio.to_thread(make, settings, terminal.tell)
+    shown = ", ".join([*settings.live.outputs, *([settings.live.record] if settings.live.record else [])])
+    terminal.tell(
+        f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
+        f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
+    )
+    if not shown:
+        terminal.tell("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
+    began = time.monotonic()
+
+    async def report() -> None:
+        while True:
+            terminal.status(show.status(began))
+            await asyncio.sleep(_STATUS_SECONDS)
+
+    reporter = asyncio.create_task(report())
+    try:
+        await show.run(settings.live.seconds, stop)
+    finally:
+        await _cancel([reporter])
+        terminal.clear()
+    terminal.tell(f"ended after {show.status(began)}")
+
+
+def run(settings: Settings, make: Callable[..., Show] = make_show, out: TextIO | None = None) -> None:
+    """Run the live head until it is stopped. Ctrl-C and SIGTERM are the normal end: devices are released and the
+    recording is finished. Raises InputError or TransportError for what cannot be used."""
+    asyncio.run(_run(settings, _Terminal(out or sys.stderr), make))

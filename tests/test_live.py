@@ -1,0 +1,714 @@
+"""The live head in real time, with a small model in place of the trained one."""
+
+import asyncio
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from live_fakes import LatentRenderer, LoudnessModel, portrait
+
+from engine.features import SAMPLE_RATE
+from engine.head import Style
+from engine.motion.generator import Pace
+from engine.stream import StreamCore, StreamSettings
+from plugin import adapters, cli, doctor, run
+from plugin.live import LiveStream
+from plugin.run import Ear, Show
+from plugin.settings import Settings, SettingsError, load_settings
+from transports.clip import ClipSource
+from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.recording import RecordingSink
+
+ROOT = Path(__file__).parent.parent
+FPS, SIZE = 45, 64
+FAST = Pace(hop=1, look_ahead=1, steps=1)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper().startswith("IFMDM_"):
+            monkeypatch.delenv(name)
+
+
+def core(**changes) -> StreamCore:
+    given = {"fps": FPS, "size": SIZE, "pace": FAST, "cushion": 320} | changes
+    return StreamCore(LoudnessModel(), portrait(), StreamSettings(**given), Style(), LatentRenderer)
+
+
+def voice(n: int, level: float = 0.9) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.1, level, n).astype(np.float32)
+
+
+def sound(frames) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *(frame.audio for frame in frames)])
+
+
+def live(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+# --- the stream
+
+
+def test_frames_come_at_their_time_with_the_voice_that_was_pushed():
+    async def watch():
+        words, frames, moments = voice(4000), [], []
+        async with LiveStream(core(), margin=0.05) as stream:
+            async for frame in stream:
+                moments.append(time.monotonic())
+                frames.append(frame)
+                if frame.index == 10:
+                    assert await asyncio.to_thread(stream.push, words) == 4000
+                if frame.index == 60:
+                    break
+            assert stream.silent
+            return words, frames, moments, stream.figures
+
+    words, frames, moments, figures = live(watch())
+    heard = sound(frames)
+    assert (heard[heard != 0] == words).all()
+    assert [frame.index for frame in frames] == list(range(61))
+    assert np.diff([f.time for f in frames]) == pytest.approx(1 / FPS, abs=0.001)
+    assert all(moment >= frame.time for moment, frame in zip(moments, frames, strict=True))
+    assert np.median(np.array(moments) - [f.time for f in frames]) < 0.02
+    assert figures.made >= 61
+    # 4 latents of delay, the cushion and the margin; the rest is the moment of the push within a frame
+    assert list(figures.latency) == pytest.approx([0.16 + 0.02 + 0.05], abs=0.06)
+
+
+def test_nothing_old_leaves_after_an_interrupt():
+    async def watch():
+        async with LiveStream(core(pace=Pace(4, 3, 2)), margin=0.1) as stream:
+            stream.push(voice(10 * SAMPLE_RATE))
+            after, interrupted = [], False
+            async for frame in stream:
+                if interrupted:
+                    after.append(frame)
+                elif frame.audio.all() and len(frame.audio):
+                    stream.interrupt()
+                    assert stream.backlog == 0
+                    interrupted, moment = True, time.monotonic()
+                if len(after) == 25:
+                    return after, moment
+
+    after, moment = live(watch())
+    assert {frame.generation for frame in after} == {1}
+    assert not sound(after).any()
+    assert not any(frame.image[0, 0, 0] for frame in after if frame.time > moment + 0.1 + 0.1)
+
+
+def test_a_stale_frame_is_dropped_wherever_it_waits():
+    def finished(index: int, generation: int, wait: float) -> MediaFrame:
+        return MediaFrame(index, 0, None, np.zeros(1, np.float32), time.monotonic() + wait, generation)
+
+    async def watch():
+        stream = LiveStream(core(), margin=0.1)  # not started: frames are put in by hand
+        stream._offer(finished(0, 0, 0))
+        stream.interrupt()
+        assert not stream._ready
+        stream._offer(finished(1, 0, 0))  # was in the making
+        assert not stream._ready
+        stream._offer(finished(2, 1, 0.1))
+        waiting = asyncio.ensure_future(anext(aiter(stream)))
+        await asyncio.sleep(0.03)  # it has the frame and waits for its time
+        stream.interrupt()
+        stream._offer(finished(3, 2, 0.1))
+        assert (await waiting).index == 3
+        await stream.close()
+
+    live(watch())
+
+
+def test_a_slow_consumer_misses_frames_and_nothing_piles_up():
+    async def watch():
+        async with LiveStream(core(), margin=0.02) as stream:
+            seen = []
+            async for frame in stream:
+                seen.append(frame.index)
+                await asyncio.sleep(0.1)
+                assert len(stream._ready) <= stream._ready_limit
+                if len(seen) == 8:
+                    return seen, stream.figures.lost
+
+    seen, lost = live(watch())
+    assert seen == sorted(seen)
+    assert lost > 5
+    assert seen[-1] - seen[0] > 15
+
+
+def test_an_engine_too_slow_drops_pictures_and_keeps_the_sound():
+    async def watch():
+        slow = core()
+        draw = slow._renderer.render
+        slow._renderer.render = lambda c: time.sleep(0.06) or draw(c)
+        async with LiveStream(slow, margin=0.02) as stream:
+            stream.push(voice(5 * SAMPLE_RATE))
+            frames = []
+            async for frame in stream:
+                frames.append(frame)
+                if frame.index >= 50:
+                    return frames, stream.figures
+
+    frames, figures = live(watch())
+    assert figures.undrawn > 10
+    assert figures.late > 10
+    assert figures.lost == 0
+    assert [f.index for f in frames] == list(range(len(frames)))
+    assert np.count_nonzero(sound(frames)) > 14_000
+
+
+def test_after_a_pause_of_the_machine_time_goes_on_from_now():
+    jump = [0.0]
+
+    async def watch():
+        stream = LiveStream(core(), margin=0.02, clock=lambda: time.monotonic() + jump[0])
+        indices = []
+        async with stream:
+            async for frame in stream:
+                indices.append(frame.index)
+                if len(indices) == 10:
+                    jump[0] = 60.0
+                if len(indices) == 30:
+                    return indices, stream.figures
+
+    indices, figures = live(watch())
+    assert indices == list(range(30))
+    assert figures.resyncs == 1
+
+
+def test_style_and_face_change_while_it_runs():
+    async def watch():
+        performer = core()
+        async with LiveStream(performer, margin=0.02, stamp=lambda image: image.fill(7)) as stream:
+            async for frame in stream:
+                if frame.index == 5:
+                    stream.restyle(Style(2.0, (1.0, 0.0, 0.0)))
+                    stream.change_portrait(portrait(3.0, 0.0, 0.0))
+                if frame.index == 20:
+                    assert (frame.image == 7).all()
+                    return performer
+
+    performer = live(watch())
+    assert performer._portrait.latent[0] == 3
+    assert performer._goal.mean[0] == 4
+
+
+def test_what_stops_the_engine_is_told():
+    async def watch():
+        broken = core()
+        broken._model.coefficients = lambda latent: 1 / 0
+        async with LiveStream(broken, margin=0.02) as stream:
+            async for _ in stream:
+                pass
+
+    with pytest.raises(ZeroDivisionError):
+        live(watch())
+
+
+def test_the_inbox_is_bounded():
+    async def fill():
+        stream = LiveStream(core(backlog=1000), margin=0.02)  # not started: nobody empties it
+        assert stream.push(voice(700)) == 700
+        assert stream.push(voice(700)) == 300
+        assert stream.room == 0
+        assert stream.push(voice(600), live=True) == 600
+        assert stream.backlog <= 1000
+        stream.restyle(Style())
+        stream.interrupt()
+        assert stream.backlog == 0
+        assert len(stream._inbox) == 2  # the orders stay
+        await stream.close()
+
+    live(fill())
+
+
+# --- what a source gives
+
+
+class Listener:
+    """Takes the voice as a LiveStream would."""
+
+    def __init__(self, room: int = 10**6):
+        self.room, self.got = room, []
+
+    def push(self, samples, live=False):
+        self.got.append(samples)
+        return len(samples)
+
+
+def test_any_voice_becomes_the_engines():
+    listener = Listener()
+    ear = Ear(listener, live=False)
+    tone = np.sin(np.arange(48_000) * 0.05).astype(np.float32)
+    for at in range(0, 48_000, 1000):
+        assert ear.deliver(np.stack([tone, tone], 1)[at : at + 1000], 48_000)
+    ear.finish()
+    assert sum(map(len, listener.got)) == 16_000
+    assert ear.deliver(np.array([np.nan, np.inf, 0.5], np.float32), 16_000)
+    assert listener.got[-1].tolist() == [0, 1, 0.5]
+    assert ear.deliver(np.array([16384], np.int16), 16_000)
+    assert listener.got[-1].tolist() == [0.5]
+
+
+def test_a_source_waits_for_room_and_a_microphone_does_not():
+    listener = Listener(room=100)
+    assert not Ear(listener, live=False).deliver(np.zeros(200, np.float32), 16_000)
+    assert listener.got == []
+    assert Ear(listener, live=True).deliver(np.zeros(200, np.float32), 16_000)
+
+
+def test_a_guest_speaks_before_the_house_and_not_by_being_there():
+    async def talk():
+        whole = show([Screen()], pace=FAST)
+        listener = whole.stream = Listener()
+        listener.interrupt = lambda: listener.got.append("interrupt")
+        house, guest = Ear(listener, False, whole.floor), whole.invite()
+        words, hush = voice(320), np.zeros(320, np.float32)
+        assert house.deliver(words, 16_000)
+        assert guest.deliver(hush, 16_000)  # a muted microphone
+        guest._stream = listener
+        assert house.deliver(words, 16_000)
+        assert guest.deliver(words, 16_000)
+        assert house.deliver(words, 16_000)  # goes unheard
+        assert guest.deliver(hush, 16_000)
+        second = whole.invite()
+        assert second.deliver(words, 16_000)
+        second.leave()
+        guest.leave()
+        assert house.deliver(words, 16_000)
+        assert whole.sinks[0].interrupts == 1
+        return [entry if isinstance(entry, str) else bool(entry.any()) for entry in listener.got]
+
+    assert live(talk()) == [True, True, "interrupt", True, False, True]
+
+
+# --- the show
+
+
+class Screen(LazySink):
+    def __init__(self, name="screen", lag=None):
+        self.name, self._lag = name, lag
+        self.frames, self.aligned, self.interrupts, self.closed, self.problem = [], [], 0, 0, ""
+
+    def open(self, form):
+        self.form = form
+
+    def send(self, frame):
+        self.frames.append(frame)
+
+    def interrupt(self):
+        self.interrupts += 1
+
+    def lag(self):
+        return self._lag
+
+    def align(self, lag):
+        self.aligned.append(lag)
+
+    def check(self):
+        return self.problem
+
+    def close(self):
+        self.closed += 1
+
+
+def show(sinks, source=None, **changes) -> Show:
+    form = MediaFormat(SIZE, SIZE, FPS, SAMPLE_RATE)
+    for sink in sinks:
+        sink.open(form)
+    told = []
+    made = Show(LiveStream(core(**changes), 0.03), form, source, sinks, tell=told.append)
+    made.told = told
+    return made
+
+
+def test_a_clip_is_shown_to_its_end_on_all_sinks(tmp_path):
+    async def play():
+        words = voice(8000)
+        screen, quick = Screen(lag=0.2), Screen("quick", lag=0.05)
+        recording = RecordingSink(tmp_path / "a.mp4")
+        whole = show([screen, quick, recording], ClipSource(words, SAMPLE_RATE))
+        await whole.run(0, asyncio.Event())
+        return words, screen, quick
+
+    words, screen, quick = live(play())
+    heard = sound(screen.frames)
+    assert (heard[heard != 0] == words).all()
+    assert len(screen.frames) < 3 * FPS
+    assert [f.index for f in quick.frames] == [f.index for f in screen.frames]
+    assert screen.aligned[-1] == quick.aligned[-1] == 0.2
+    assert screen.closed == quick.closed == 1
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert len(list(container.decode(video=0))) == len(screen.frames)
+
+
+def test_it_ends_in_time_or_when_told(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    async def play():
+        screen = Screen()
+        began = time.monotonic()
+        await show([screen]).run(0.4, asyncio.Event())
+        assert 0.4 <= time.monotonic() - began < 2
+        stop, screen = asyncio.Event(), Screen()
+        whole = show([screen])
+        screen.problem = "screen: it is dark"
+        task = asyncio.create_task(whole.run(0, stop))
+        await asyncio.sleep(0.2)
+        assert "screen: it is dark" in whole.status(began)
+        screen.problem = ""
+        await asyncio.sleep(0.2)
+        whole.interrupt()
+        stop.set()
+        await task
+        assert whole.told == ["screen: it is dark", "screen: works again"]
+        assert screen.interrupts == screen.closed == 1
+        assert whole.stream.figures.interrupts == 1
+
+    live(play())
+
+
+def test_one_that_cannot_close_keeps_no_other_from_closing():
+    class Stuck(Screen):
+        def close(self):
+            raise TransportError("stuck")
+
+    async def play():
+        screen = Screen()
+        with pytest.raises(TransportError, match="stuck"):
+            await show([Stuck(), screen]).run(0.1, asyncio.Event())
+        assert screen.closed == 1
+
+    live(play())
+
+
+def test_a_sink_that_fails_stops_no_other_and_is_told_once(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    class Foreign(Screen):
+        def send(self, frame):
+            raise KeyError("mine")
+
+        def check(self):
+            raise KeyError("mine")
+
+    async def play():
+        screen = Screen()
+        whole = show([Foreign("foreign"), screen])
+        await whole.run(0.5, asyncio.Event())
+        assert len(screen.frames) > 5
+        assert whole.told == ["foreign: KeyError: 'mine'"]
+        assert whole.figures()["frames"] >= len(screen.frames)
+        assert whole.figures()["problems"] == 1
+
+    live(play())
+
+
+def test_services_run_beside_and_another_face_is_prepared_beside():
+    async def play():
+        seen = []
+
+        async def serve(whole):
+            await whole.change_portrait(Path("face"))
+            seen.append(whole)
+
+        whole = show([Screen()])
+        whole.services.append(serve)
+        whole.prepare = lambda path: portrait(2.0, 0.0, 0.0)
+        await whole.run(5, asyncio.Event())  # a service that ends, ends the show
+        assert seen == [whole]
+
+        async def broken(_):
+            raise TransportError("the port is taken")
+
+        whole = show([Screen()])
+        whole.services.append(broken)
+        with pytest.raises(TransportError, match="the port is taken"):
+            await whole.run(5, asyncio.Event())
+
+    live(play())
+
+
+def test_why_it_could_not_start_is_told_and_not_what_followed(tmp_path):
+    class Absent(ClipSource):
+        def open(self, deliver, ended):
+            raise TransportError("no microphone")
+
+    async def play():
+        with pytest.raises(TransportError, match="no microphone"):
+            await show([RecordingSink(tmp_path / "a.mp4")], Absent(voice(10), 16_000)).run(1, asyncio.Event())
+
+    live(play())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_many_shows_nothing_is_left():
+    async def play():
+        before = asyncio.all_tasks()
+        for _ in range(10):
+            clip = ClipSource(voice(100), SAMPLE_RATE, loop=True, pause=0.0)
+            await show([Screen()], clip).run(0.05, asyncio.Event())
+        assert asyncio.all_tasks() == before
+
+    before = threading.active_count()
+    live(play())
+    assert threading.active_count() <= before
+
+
+# --- the settings
+
+
+def test_our_adapters_are_registered_under_the_names_we_know():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"] == adapters.BUILT_IN
+
+
+def test_what_other_packages_bring(monkeypatch):
+    seen = []
+
+    def points(group, name=None):
+        made = [SimpleNamespace(name="mirror", load=lambda: lambda options: seen.append(options) or Screen())]
+        return made if group == "ifmdm.sinks" and name in (None, "mirror") else []
+
+    monkeypatch.setattr(adapters, "entry_points", points)
+    Path("config.toml").write_text('[live]\noutputs = ["mirror"]\nsource = "none"\n[plugins.mirror]\nside = "left"\n')
+    settings = load_settings({})
+    adapters.check_names(settings)
+    (sink,) = adapters.make_sinks(settings)
+    assert isinstance(sink, Screen)
+    assert seen == [{"side": "left"}]
+    assert adapters.make_source(settings) is None
+    assert importlib.metadata.entry_points is not points
+
+
+def test_ours_are_made_with_their_settings():
+    settings = load_settings(
+        {"live.outputs": "camera,audio", "camera.shape": "wide", "audio.device": "Cable", "camera.fps": "0"}
+    )
+    camera, audio = adapters.make_sinks(settings)
+    assert (camera._options.shape, camera._options.fps, audio._device) == ("wide", 0, "Cable")
+    for source in ("microphone", "stdin", "file"):
+        assert adapters.make_source(load_settings({"live.source": source})) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[live]\nlatency = 'low'", "config.toml: live.latency = 'low': give interactive, balanced or quality"),
+        ("[live]\noutputs = 'camera'", "config.toml: live.outputs = 'camera': give a list of camera, audio"),
+        ("[live]\noutputs = [3]", "config.toml: live.outputs = [3]: give a list of camera, audio"),
+        ("[live]\nseconds = -1", "config.toml: live.seconds = -1: give a number of seconds"),
+        ("[live]\nseconds = inf", "config.toml: live.seconds = inf: give a number of seconds"),
+        ("[live]\nbacklog = 0", "config.toml: live.backlog = 0: give a number of seconds from 0.5 to 600"),
+        ("[camera]\nfps = 500", "config.toml: camera.fps = 500: give a whole number from 1 to 120, 0 for"),
+        ("[camera]\nbackground = 'red'", "config.toml: camera.background = 'red': give blur or a colour such as"),
+        ("[camera]\nbackground = '#12345g'", "config.toml: camera.background = '#12345g': give blur or a colour"),
+        ("[camera]\nshape = 'round'", "config.toml: camera.shape = 'round': give square or wide"),
+        ("[camera]\ncolour = 'red'", "config.toml: camera.colour = 'red': there is no such setting; [camera] has"),
+        ("[stdin]\nencoding = 'u8'", "config.toml: stdin.encoding = 'u8': give s16le or f32le"),
+        ("[plugins]\nmirror = 3", "config.toml: plugins.mirror = 3: this is a section: write [plugins.mirror]"),
+        ("[live]\nsource = 'radio'", "live.source = 'radio': no such source; there are file, microphone, stdin"),
+        ("[live]\noutputs = ['tv']", "live.outputs: 'tv': no such output; there are camera, audio"),
+        ("[live]\noutputs = ['audio', 'audio']", "live.outputs: 'audio' is there twice"),
+        ("[live]\nrecord = 'out.avi'", "out.avi: the output is an MP4 file"),
+        ("[voice]\nfile = 'none.wav'", "none.wav: no such file"),
+        ("[head]\nportrait = 'me.jpg'", "me.jpg: not a bundled portrait"),
+    ],
+)
+def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys):
+    Path("config.toml").write_text(text)
+    assert cli.main(["config", "check"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith(told)
+    assert shown.count("\n") == 1
+    assert cli.main(["run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ifmdm: {told}")
+    assert error.count("\n") == 1
+
+
+def test_config_check_tells_all_that_is_wrong(capsys):
+    Path("config.toml").write_text("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")
+    assert cli.main(["config", "check"]) == 2
+    assert capsys.readouterr().out.count("\n") == 3
+    Path("config.toml").write_text("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")
+    assert cli.main(["config", "check"]) == 2
+    assert capsys.readouterr().out.count("\n") == 2
+    assert cli.main(["config", "check", "--config", str(ROOT / "config.toml")]) == 0
+    assert "every setting can be used" in capsys.readouterr().out
+
+
+def test_settings_from_the_environment(monkeypatch):
+    monkeypatch.setenv("IFMDM_LIVE__OUTPUTS", "camera, audio")
+    monkeypatch.setenv("IFMDM_CAMERA__DEVICE", "/dev/video9")
+    got = load_settings({})
+    assert got.live.outputs == ("camera", "audio")
+    assert got.camera.device == "/dev/video9"
+    assert load_settings({"live.outputs": ""}).live.outputs == ()
+    monkeypatch.setenv("IFMDM_LIVE__SECONDS", "soon")
+    with pytest.raises(SettingsError, match="IFMDM_LIVE__SECONDS=soon: give a number of seconds"):
+        load_settings({})
+
+
+# --- doctor and devices
+
+
+def test_the_doctor_looks_at_everything_whatever_fails():
+    def broken(_):
+        raise ZeroDivisionError("by\nzero")
+
+    def refused(_):
+        raise TransportError("no camera; plug one in")
+
+    Path("config.toml").write_text("[video]\nfps = 0\nsize = 3\n")
+    checks = {"one": broken, "two": refused, "three": lambda s: (doctor.GOOD, str(s.video.fps))}
+    lines = [str(finding) for finding in doctor.examine(None, checks)]
+    assert [line.split(":")[0] for line in lines] == [
+        "FAILS settings",
+        "FAILS settings",
+        "FAILS one",
+        "FAILS two",
+        "ok    three",
+    ]
+    assert lines[2] == "FAILS one: ZeroDivisionError: by zero"
+    assert lines[3] == "FAILS two: no camera; plug one in"
+    assert lines[4].endswith(": 45")
+
+
+def test_the_doctors_own_checks(monkeypatch):
+    settings = Settings()
+    assert doctor.check_python(settings)[0] in (doctor.GOOD, doctor.POOR)
+    assert doctor.check_portrait(settings) == (doctor.GOOD, "ada has a face")
+    assert doctor.check_providers(settings)[0] == doctor.GOOD
+    assert doctor.check_recording(load_settings({"live.record": "a.mp4"}))[0] == doctor.GOOD
+
+    def absent(*_):
+        raise TransportError("none")
+
+    monkeypatch.setattr("transports.virtual_camera.try_camera", absent)
+    monkeypatch.setattr("transports.portaudio.load_sounddevice", absent)
+    # what nobody asked for may be missing
+    assert [check(settings)[0] for check in (doctor.check_camera, doctor.check_audio, doctor.check_microphone)] == [
+        doctor.POOR
+    ] * 3
+    asked = load_settings({"live.outputs": "camera,audio", "live.source": "microphone"})
+    assert [check(asked)[0] for check in (doctor.check_camera, doctor.check_audio, doctor.check_microphone)] == [
+        doctor.BAD
+    ] * 3
+
+
+def test_the_doctor_measures_speed(monkeypatch):
+    model = LoudnessModel()
+    monkeypatch.setattr("engine.head.Model.load", lambda: model)
+    from engine import stream
+
+    monkeypatch.setattr(stream.StreamCore.__init__, "__defaults__", (None, None, LatentRenderer))
+    state, text = doctor.check_speed(load_settings({"video.size": "128"}))
+    assert state == doctor.GOOD
+    assert "a second of 45 frames a second takes" in text
+
+
+def test_devices_are_listed(monkeypatch, capsys):
+    found = [{"name": "Mic A", "max_input_channels": 1, "max_output_channels": 0, "default_samplerate": 44100.0}]
+    module = SimpleNamespace(query_devices=lambda: found)
+    monkeypatch.setattr("transports.virtual_camera.virtual_devices", lambda: [("/dev/video2", "ifmdm")])
+    monkeypatch.setattr("transports.portaudio.load_sounddevice", lambda: module)
+    assert cli.main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert "/dev/video2  ifmdm" in shown
+    assert "0: Mic A, 44100 Hz" in shown
+    assert shown.rstrip().endswith("none")
+
+
+# --- the command
+
+
+PROGRAM = f"""
+import functools, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from live_fakes import LatentRenderer, LoudnessModel
+from plugin import run
+from plugin.cli import main
+run.run.__defaults__ = (functools.partial(run.make_show, model=LoudnessModel(), renderer=LatentRenderer), None)
+sys.exit(main())
+"""
+
+
+def start(*args: str, folder: Path, **more) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "run", "--size", "128", *args],
+        cwd=folder,
+        env=env,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def length(path: Path) -> tuple[int, float]:
+    """Frames of a recording, and the loudest of its sound."""
+    with av.open(str(path)) as container:
+        frames = len(list(container.decode(video=0)))
+    with av.open(str(path)) as container:
+        return frames, max(float(np.abs(part.to_ndarray()).max()) for part in container.decode(audio=0))
+
+
+def test_a_recording_of_so_many_seconds(tmp_path):
+    child = start("--seconds", "1.5", "--record", "a.mp4", folder=tmp_path)
+    _, shown = child.communicate(timeout=60)
+    assert child.returncode == 0, shown
+    frames, loudest = length(tmp_path / "a.mp4")
+    assert 0.5 * FPS < frames <= 1.5 * FPS
+    assert loudest > 0.05
+    assert b"ada is live; voice: file; shown: a.mp4; 0.43 s from voice to frame" in shown
+    assert b"ended after" in shown
+    assert b"Traceback" not in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_clean_end(number, tmp_path):
+    child = start("--record", "a.mp4", folder=tmp_path)
+    try:
+        assert b"is live" in child.stderr.readline()
+        time.sleep(1.2)
+        child.send_signal(number)
+        _, shown = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert child.returncode == 0, shown
+    assert b"Traceback" not in shown
+    assert length(tmp_path / "a.mp4")[0] > 20
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_another_program_speaks_through_a_pipe(tmp_path):
+    words = (voice(SAMPLE_RATE // 2) * 32767).astype("<i2")
+    child = start("--source", "stdin", "--record", "a.mp4", folder=tmp_path, stdin=subprocess.PIPE)
+    _, shown = child.communicate(words.tobytes(), timeout=60)
+    assert child.returncode == 0, shown
+    frames, loudest = length(tmp_path / "a.mp4")
+    assert loudest > 0.5
+    assert frames >= FPS // 2
+
+
+@pytest.mark.parametrize("args", [("--outputs", "camera", "--camera", "/dev/none"), ("--source", "microphone")])
+def test_a_device_that_is_not_there_is_one_line(args, tmp_path):
+    child = start(*args, "--seconds", "1", folder=tmp_path)
+    _, shown = child.communicate(timeout=60)
+    if args[1] == "microphone" and child.returncode == 0:
+        pytest.skip("this machine has a microphone")
+    assert child.returncode == 2
+    assert b"Traceback" not in shown
+    assert shown.decode().splitlines()[-1].startswith("ifmdm: ")

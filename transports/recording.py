@@ -1,0 +1,110 @@
+"""An MP4 recording beside the live outputs."""
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from transports.file import Mp4Writer, check_output
+from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+
+#: Pictures that may wait for the encoder, and frames of any kind. What is more is dropped: the last picture stays.
+MAX_PICTURES = 64
+MAX_FRAMES = 4096
+CLOSE_SECONDS = 30.0
+
+
+class RecordingSink(LazySink):
+    """Writes what the head does and says. Time that no frame came for passes: the picture stands, the sound is silence.
+
+    The encoder has a thread of its own, so that a slow disk holds up nobody else.
+    """
+
+    name = "recording"
+
+    def __init__(self, path: str | Path, tags: Mapping[str, str] | None = None) -> None:
+        """path: an MP4 file. Raises OutputError if it cannot be there."""
+        self._path, self._tags = Path(path), tags
+        check_output(path)
+        self._waiting: deque[MediaFrame] = deque()
+        self._pictures = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._problem = ""
+        self.dropped = 0
+
+    def open(self, form: MediaFormat) -> None:
+        self._form = form
+        self._writer = Mp4Writer(
+            self._path, width=form.width, height=form.height, fps=form.fps, audio_rate=form.audio_rate, tags=self._tags
+        )
+        self._first: MediaFrame | None = None
+        self._image: np.ndarray | None = None
+        self._samples = 0
+        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
+        self._thread.start()
+
+    def send(self, frame: MediaFrame) -> None:
+        with self._changed:
+            if self._closing or self._problem:
+                return
+            if len(self._waiting) >= MAX_FRAMES:
+                self.dropped += 1
+                return
+            if frame.image is not None and self._pictures >= MAX_PICTURES:
+                self.dropped += 1
+                frame = MediaFrame(frame.index, frame.pts, None, frame.audio, frame.time, frame.generation)
+            self._pictures += frame.image is not None
+            self._waiting.append(frame)
+            self._changed.notify()
+
+    def check(self) -> str:
+        return self._problem
+
+    def close(self) -> None:
+        """Finish the file. Raises OutputError if it could not be written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            raise TransportError(f"{self._path}: the disk did not take the rest of the recording; there is no file")
+        if self._problem:
+            raise TransportError(self._problem)
+
+    def _run(self) -> None:
+        try:
+            # leaving the block finishes the file, or removes it after an error
+            with self._writer:
+                while (frame := self._next()) is not None:
+                    self._write(frame)
+        except ValueError as error:  # OutputError; nobody waits for this thread until the end
+            with self._changed:
+                self._problem = str(error)
+                self._waiting.clear()
+
+    def _next(self) -> MediaFrame | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if not self._waiting:
+                return None
+            frame = self._waiting.popleft()
+            self._pictures -= frame.image is not None
+            return frame
+
+    def _write(self, frame: MediaFrame) -> None:
+        if self._first is None:
+            if frame.image is None:  # a file begins with a picture
+                return
+            self._first = frame
+        image = frame.image if frame.image is not None else self._image
+        # whatever was lost: time goes on
+        while self._image is not None and self._writer.frames < frame.index - self._first.index:
+            self._writer.write_video(self._image)
+        self._writer.write_video(image)
+        gap = frame.pts - self._first.pts - self._samples
+        self._writer.write_audio(np.concatenate([np.zeros(max(0, gap), np.float32), frame.audio]))
+        self._samples += max(0, gap) + len(frame.audio)
+        self._image = image
