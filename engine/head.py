@@ -52,7 +52,7 @@ class Head:
         self._renderer = CpuRenderer(prepared, size)
         self._features = LogMel()
         self._motion = MotionGenerator(
-            model.velocity, model.window, model.arrays["centre"], model.arrays["total"], model.arrays["within"],
+            model.velocity, model.window, *(model.arrays[name] for name in ("centre", "total", "within", "swing")),
             statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or Pace(),
         )  # fmt: skip
         self._timeline = Timeline(fps)

@@ -21,7 +21,7 @@ from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, 
 WEIGHTS = Path(__file__).parent / "weights"
 VERSION = 1
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "motion.onnx")
-RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "degrees")
+RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "degrees")
 
 
 class WeightsError(InputError):

@@ -213,7 +213,7 @@ class StreamCore:
         self._goal = statistics(model, portrait.latent, self._style)
         self._features = LogMel()
         self._motion = MotionGenerator(
-            model.velocity, model.window, model.arrays["centre"], model.arrays["total"], model.arrays["within"],
+            model.velocity, model.window, *(model.arrays[name] for name in ("centre", "total", "within", "swing")),
             self._goal, portrait.latent, self.settings.seed, self.settings.pace,
         )  # fmt: skip
         # at a few frames a second the sound of one frame is longer than the model's delay

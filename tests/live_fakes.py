@@ -24,6 +24,7 @@ class LoudnessModel:
             "centre": np.zeros(D, np.float32),
             "total": np.ones(D, np.float32),
             "within": np.ones(D, np.float32),
+            "swing": np.ones(D, np.float32),
             "mean_from_portrait": np.concatenate([np.eye(D), np.zeros((1, D))]).astype(np.float32),
             "deviation": np.ones(D, np.float32),
             "degrees": np.eye(D, dtype=np.float32),

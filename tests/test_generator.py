@@ -34,7 +34,7 @@ def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> Mot
     centre, mean, first = (rng.normal(size=LATENT).astype(np.float32) for _ in range(3))
     total, within, deviation = (rng.uniform(0.2, 0.8, LATENT).astype(np.float32) for _ in range(3))
     return MotionGenerator(
-        denoiser or Fake(keep=False), WINDOW, centre, total, within, Statistics(mean, deviation), first, seed,
+        denoiser or Fake(keep=False), WINDOW, centre, total, within, within, Statistics(mean, deviation), first, seed,
         Pace(**({"hop": 3, "look_ahead": 2, "steps": 2} | pace)),
     )  # fmt: skip
 

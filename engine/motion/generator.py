@@ -52,18 +52,19 @@ class MotionState:
 @dataclass
 class MotionGenerator:
     """Makes the latents of one stream. centre, total, within (D,): how the network's inputs are normalised (see
-    training/stage2.py, Normaliser)."""
+    training/stage2.py, Normaliser); swing (D,): what one unit of its output is worth (within, corrected for how much
+    less the sampler moves than it is asked to, see training/export.py, calibrate)."""
 
     denoiser: Denoiser
     window: int
     centre: np.ndarray
     total: np.ndarray
     within: np.ndarray
+    swing: np.ndarray
     statistics: Statistics
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
     pace: Pace = field(default_factory=Pace)
-    gain: float = 1.0
     state: MotionState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class MotionGenerator:
         self.state = MotionState(self._normalise(self.first)[None], silence)
 
     def _normalise(self, latent: np.ndarray) -> np.ndarray:
-        return ((latent - self.statistics.mean) / self.within).astype(np.float32)
+        return ((latent - self.statistics.mean) / self.swing).astype(np.float32)
 
     def condition(self) -> np.ndarray:
         """(2 D,) the statistics as the network takes them."""
@@ -98,7 +99,7 @@ class MotionGenerator:
 
     def steer(self, statistics: Statistics) -> None:
         """Aim at other statistics from the next hop on; the motion made so far stays where it is."""
-        shift = (self.statistics.mean - statistics.mean) / self.within
+        shift = (self.statistics.mean - statistics.mean) / self.swing
         self.state.past = (self.state.past + shift).astype(np.float32)
         self.statistics = statistics
 
@@ -127,7 +128,7 @@ class MotionGenerator:
         state.past = np.concatenate([state.past, made])[-keep:]
         state.features = state.features[dropped * FEATURES_PER_LATENT :]
         state.hops += 1
-        return made * (self.within * self.gain) + self.statistics.mean
+        return made * self.swing + self.statistics.mean
 
     def _denoise(self, latents, past, present, features, noise) -> np.ndarray:
         """Window with a clean past and noise (new, D) -> latents (new, D)."""

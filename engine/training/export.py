@@ -22,7 +22,9 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
-from engine.model import FILES, VERSION
+from engine.features import LATENT_HOP, LogMel
+from engine.model import FILES, VERSION, Model
+from engine.motion.generator import MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
@@ -136,7 +138,7 @@ def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.
     mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent, last row the offset, so that a
     portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
     bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
-    deviation (D,): the median clip's deviation."""
+    deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate."""
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
         z = corpus.latents_of(clip)
@@ -152,7 +154,8 @@ def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.
     mean[POSE:, POSE:] = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
     return {
         "runtime.mean_from_portrait": mean,
-        "runtime.deviation": np.median(np.stack(deviations), 0).astype(np.float32),
+        "runtime.deviation": np.sqrt(np.mean(np.square(deviations), 0)).astype(np.float32),
+        "runtime.swing": normaliser["within"].astype(np.float32),
         **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
     }
 
@@ -221,6 +224,51 @@ def export(
     (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
+    """(D,) the swing that makes motion as wide as it is asked to be.
+
+    A few sampler steps, a short hop after a known past: both pull towards the expected motion and swing too little. So
+    clips of the training split are generated from their speech as they ship, and what each number lacks of the
+    deviation that was asked for becomes a factor, between 0.8 and 3."""
+    model = Model.load(directory)
+    asked = model.arrays["deviation"]
+    chosen = spread_clips(corpus.split("train", ("clean", "research")), clips)
+    got = []
+    for number, clip in enumerate(chosen):
+        z = corpus.latents_of(clip)
+        speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
+        scales = (model.arrays[name] for name in ("centre", "total", "within", "within"))
+        goal = Statistics(z.mean(0), asked)
+        generator = MotionGenerator(model.velocity, model.window, *scales, goal, z[0], number)
+        got.append(generator.push(speech)[: len(z)].std(0))
+    factor = asked / np.sqrt(np.mean(np.square(got), 0))
+    print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
+    return (model.arrays["within"] * np.clip(factor, 0.8, 3.0)).astype(np.float32)
+
+
+def spread_clips(clips: list[dict], count: int) -> list[dict]:
+    """`count` clips evenly over each source's share of the list, the sources taking turns."""
+    by_source: dict[str, list[dict]] = {}
+    for clip in clips:
+        by_source.setdefault(clip["source"], []).append(clip)
+    each = max(1, count // len(by_source))
+    return [own[i] for own in by_source.values() for i in np.linspace(0, len(own) - 1, min(each, len(own))).astype(int)]
+
+
+def write_array(directory: Path, name: str, value: np.ndarray) -> None:
+    """Overwrite one float32 array of the weights in place (the graphs' offsets stay true) and renew the hashes."""
+    path = directory / "weights.safetensors"
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+        assert entry["dtype"] == "F32" and entry["shape"] == list(value.shape), entry
+        file.seek(8 + size + entry["data_offsets"][0])
+        file.write(value.astype("<f4").tobytes())
+    config = json.loads((directory / "config.json").read_text())
+    config["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
     parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
@@ -241,6 +289,7 @@ def run(args: argparse.Namespace) -> int:
     arrays["runtime.degrees"] = pose_directions(corpus, args.cache)
     steps = torch.load(args.renderer / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
     export(renderer, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
+    write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
     for name in (*FILES, "config.json"):
         (args.output / name).chmod(0o644)
     size = sum((args.output / name).stat().st_size for name in (*FILES, "config.json"))
