@@ -6,12 +6,12 @@ import numpy as np
 
 from engine.features import LATENT_HOP, SAMPLE_RATE, LogMel
 from engine.model import Model
-from engine.motion.generator import MotionGenerator, Pace, Statistics
+from engine.motion.generator import OFFLINE, MotionGenerator, Pace, Statistics
 from engine.motion.timing import Timeline
 from engine.portrait import Portrait
 from engine.renderer.cpu import CpuRenderer
 
-__all__ = ["Frame", "Head", "Model", "Pace", "Style"]
+__all__ = ["OFFLINE", "Frame", "Head", "Model", "Pace", "Style"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Head:
         self._features = LogMel()
         self._motion = MotionGenerator(
             model.velocity, model.window, *(model.arrays[name] for name in ("centre", "total", "within", "swing")),
-            statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or Pace(),
+            statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or OFFLINE,
         )  # fmt: skip
         self._timeline = Timeline(fps)
         self._samples = 0

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from engine.errors import InputError
 from engine.features import FEATURES_PER_LATENT, LATENT_HOP, SAMPLE_RATE, LogMel
-from engine.head import Head, Model, Pace
+from engine.head import OFFLINE, Head, Model
 from engine.motion.timing import LATENT_RATE
 from engine.portrait import load_portrait
 from engine.renderer.cpu import CpuRenderer
@@ -119,7 +119,7 @@ def plans(folder: Path) -> Iterator[Plan]:
     hearing = LogMel()
     yield Plan("speech features", "s of voice", lambda: hearing.push(next(chunks)), seconds=1.0)
 
-    motion, pace = Head(model, portrait, fps=FPS, size=SIZE)._motion, Pace()
+    motion, pace = Head(model, portrait, fps=FPS, size=SIZE)._motion, OFFLINE
     hop, ahead = pace.hop * FEATURES_PER_LATENT, pace.look_ahead * FEATURES_PER_LATENT
     features = LogMel().push(np.resize(voice, RUNS["motion"] * pace.hop * LATENT_HOP))
     hops = cycle(features.reshape(-1, hop, features.shape[1]))
@@ -170,7 +170,7 @@ def versions() -> dict[str, str]:
 
 def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
     """Measure everything; what `--json` writes."""
-    pace = Pace()
+    pace = OFFLINE
     before, threads = machine(), cv2.getNumThreads()
     cv2.setNumThreads(1)
     stages = []

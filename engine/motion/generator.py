@@ -22,12 +22,18 @@ Denoiser = Callable[..., np.ndarray]
 @dataclass(frozen=True)
 class Pace:
     """How far a hop goes. hop, look_ahead: latents of 40 ms; steps: sampler steps; guidance: how strongly speech is
-    followed (1: as learned; above: more, at twice the cost)."""
+    followed (1: as learned; above: more, at twice the cost); temperature: how far from the
+    likeliest motion noise may lead (the deviation of the noise that sampling starts from)."""
 
     hop: int = 4
     look_ahead: int = 3
     steps: int = 4
     guidance: float = 1.0
+    temperature: float = 1.0
+
+
+#: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
+OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.5)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class MotionGenerator:
         features[len(features) - len(heard) :] = heard
         # counter-based noise: hop n of seed s is the same whatever happened before
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
+        noise *= np.float32(pace.temperature)
         made = self._denoise(latents, past, present, features, noise)[: pace.hop]
         keep = window - new
         dropped = max(0, count + pace.hop - keep)

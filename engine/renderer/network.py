@@ -140,7 +140,7 @@ class PortraitNetwork(nn.Module):
     """P: portrait (B, 3, 128, 128), mouth crop (B, 3, 96, 96), eyes crop (B, 3, 48, 96), in 0..1 -> Fields."""
 
     #: Flows start small; textures start large, or they would sleep: their coefficients are small already.
-    FLOW_SCALE, TEXTURE_SCALE = 0.02, 2.0
+    FLOW_SCALE, TEXTURE_SCALE = 0.02, 10.0
 
     def __init__(self, shape: RendererShape):
         super().__init__()

@@ -29,6 +29,12 @@ SOURCE_WEIGHT = {
 }
 
 
+#: Side of the raster on which the mouth window is judged.
+MOUTH_RASTER = 72
+#: The inner outline of the lips, in order.
+INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
+
+
 def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
     """(478, 2+) landmarks -> (5, 2) keypoints as YuNet gives them: eyes' centres, nose tip, mouth corners."""
     points = landmarks[:, :2]
@@ -62,8 +68,8 @@ class Cache:
 class Batch:
     """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks
     (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes;
-    target_mouth and target_eyes (B, T, 4); real (B,): 0 where the targets are made up from a still, so that only
-    landmarks can judge."""
+    target_mouth and target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips,
+    over the mouth window; real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
 
     frames: Tensor
     landmarks: Tensor
@@ -72,6 +78,7 @@ class Batch:
     eyes: Tensor
     target_mouth: Tensor
     target_eyes: Tensor
+    inside: Tensor
     real: Tensor
 
 
@@ -127,6 +134,15 @@ def _extremes_first(at: np.ndarray, landmarks: np.ndarray, rng: np.random.Genera
     first += [frame for frame in (lips.argmax(), lids.argmin()) if rng.random() < 0.6]
     first = list(dict.fromkeys(first))
     return np.array(first + [frame for frame in at if frame not in first])
+
+
+def between_lips(landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """(478, 2+) landmarks and a mouth window (4,) -> mask (72, 72) uint8 of what lies between the lips."""
+    mask = np.zeros((MOUTH_RASTER, MOUTH_RASTER), np.uint8)
+    points = (landmarks[INNER_LIPS, :2] - box[:2]) / box[2:] * MOUTH_RASTER - 0.5
+    cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 1, lineType=cv2.LINE_8, shift=4)
+    gap = landmarks[14, 1] - landmarks[13, 1]
+    return mask if gap > 0.02 * box[3] else np.zeros_like(mask)  # closed lips have an outline, but nothing inside
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,7 @@ class Sampler:
             "latents": latents,
             "mouth": mouth,
             "eyes": eyes,
+            "inside": np.stack([between_lips(p, box) for p, box in zip(landmarks[1:], mouth[1:], strict=True)]),
             "real": 0.0 if still else 1.0,
         }
 
@@ -218,5 +235,6 @@ def collate(parts: list[dict]) -> Batch:
         eyes=eyes[:, 0],
         target_mouth=mouth[:, 1:],
         target_eyes=eyes[:, 1:],
+        inside=stack("inside"),
         real=torch.tensor([part["real"] for part in parts]),
     )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from engine.features import LATENT_HOP, LogMel
 from engine.model import FILES, VERSION, Model
-from engine.motion.generator import MotionGenerator, Statistics
+from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
@@ -239,7 +239,7 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
         scales = (model.arrays[name] for name in ("centre", "total", "within", "within"))
         goal = Statistics(z.mean(0), asked)
-        generator = MotionGenerator(model.velocity, model.window, *scales, goal, z[0], number)
+        generator = MotionGenerator(model.velocity, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
     factor = asked / np.sqrt(np.mean(np.square(got), 0))
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)

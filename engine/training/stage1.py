@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
-from engine.training.batches import Batch, Cache, Sampler, collate
+from engine.training.batches import MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
@@ -133,7 +133,7 @@ def losses(
 
     out = {"picture": (picture * real).sum()}
     for name, boxes, height, width in (
-        ("mouth", batch.target_mouth, 72, 72),
+        ("mouth", batch.target_mouth, MOUTH_RASTER, MOUTH_RASTER),
         ("eyes", batch.target_eyes, 36, 72),
     ):
         points = grid_points(boxes.flatten(0, 1), height, width)
@@ -146,6 +146,11 @@ def losses(
             with autocast:
                 distance = perceptual(ours[some], true[some])
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
+
+    # what lies between the lips is new: say so while landmarks judge, or the lips stretch over it for good
+    points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
+    cover, inside = motion.trace(points)[2][..., 0], batch.inside.flatten(0, 1).flatten(1)
+    out["inside"] = ((cover - inside).square() * (1 + 6 * inside)).mean()
 
     points = batch.landmarks[:, 1:].flatten(0, 1)
     source, _, _ = motion.trace(points)
@@ -169,7 +174,7 @@ WEIGHTS = {
     "perceptual": 0.04,
     "range": 0.1,
 }
-LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6}
+LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 3.0}
 
 
 @torch.no_grad()
@@ -325,7 +330,7 @@ def run(args: argparse.Namespace) -> int:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             step, since = step + 1, since + 1
-            decay = min(0.998, (1 + step) / (10 + step))
+            decay = min(0.995, (1 + step) / (10 + step))
             with torch.no_grad():
                 for name, value in model.state_dict().items():
                     average[name].lerp_(value, 1 - decay)
@@ -341,8 +346,9 @@ def run(args: argparse.Namespace) -> int:
                 with (args.run / "train.jsonl").open("a") as log:
                     log.write(json.dumps({"step": step} | means) + "\n")
                 totals, since = {}, 0
-            if step % 200 == 0:
+            if step % 100 == 0:
                 save()
+            if step % 200 == 0:
                 check()
         upcoming.cancel()
     save()
