@@ -66,9 +66,9 @@ class Latency:
 
 #: interactive 250 ms, balanced 430 ms, quality 730 ms from voice to frame.
 LATENCIES = {
-    "interactive": Latency(Pace(2, 1, 3, guidance=2.5, temperature=0.5), 320, 0.03),
-    "balanced": Latency(Pace(4, 3, 4, guidance=2.5, temperature=0.5), 480, 0.04),
-    "quality": Latency(Pace(8, 6, 6, guidance=2.5, temperature=0.5), 640, 0.05),
+    "interactive": Latency(Pace(2, 1, 3, guidance=2.5, temperature=0.4), 320, 0.03),
+    "balanced": Latency(Pace(4, 3, 4, guidance=2.5, temperature=0.4), 480, 0.04),
+    "quality": Latency(Pace(8, 6, 6, guidance=2.5, temperature=0.4), 640, 0.05),
 }
 
 

@@ -239,13 +239,7 @@ def spoken(tmp_path_factory):
     return write_voice(tmp_path_factory.mktemp("voice") / "spoken.wav", samples, voice.rate)
 
 
-weights = pytest.mark.skipif(
-    not (ROOT / "engine" / "head.py").exists() or not any((ROOT / "engine" / "weights").glob("*.onnx")),
-    reason="no trained weights yet",
-)
 
-
-@weights
 def test_the_real_thing_speaks_the_same_way_twice_and_without_torch(tmp_path, spoken):
     flags = ["--audio", str(spoken), "--size", "256", "--fps", "30", "--seed", "7", "--pose", "-5,0,2"]
     for name in ("a.mp4", "b.mp4"):
@@ -262,7 +256,6 @@ def test_the_real_thing_speaks_the_same_way_twice_and_without_torch(tmp_path, sp
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-@weights
 def test_another_seed_speaks_another_way(tmp_path, spoken):
     pictures = []
     for seed in ("1", "2"):

@@ -109,7 +109,7 @@ def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     model, face = LoudnessModel(), portrait(0.1, 0.0, 0.0)
     monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face)
     spoken, style = voice(3 * SECOND), Style(1.2, (3.0, 0.0, 1.0))
-    head = Head(model, face, fps=fps, size=2, style=style, seed=5)
+    head = Head(model, face, fps=fps, size=2, style=style, seed=5, pace=StreamSettings().pace)
     clip = head.push(spoken) + head.finish()
     stream = StreamCore(model, face, StreamSettings(fps, 2, cushion=0, seed=5), style, LatentRenderer)
     stream.push(spoken)
@@ -124,7 +124,7 @@ def test_live_is_what_a_clip_would_be(fps, monkeypatch):
 def test_live_is_a_clip_with_real_networks(weights, ada_portrait):
     model = Model.load(weights)
     spoken = voice(SECOND // 2)
-    head = Head(model, ada_portrait, size=128)
+    head = Head(model, ada_portrait, size=128, pace=StreamSettings().pace)
     clip = head.push(spoken) + head.finish()
     stream = StreamCore(model, model.prepare(ada_portrait), StreamSettings(size=128, cushion=0))
     stream.push(spoken)

@@ -239,7 +239,8 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
     shapes = {name: tuple(value.shape) for name, value in vars(first).items()}
     assert shapes == {
         "frames": (3, 4, 3, SIZE, SIZE), "landmarks": (3, 4, LANDMARKS, 2), "latents": (3, 4, LATENT),
-        "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "real": (3,),
+        "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "inside": (3, 3, 72, 72),
+        "real": (3,),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
 
@@ -599,6 +600,9 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
             (output / name).touch(0o600)
 
     monkeypatch.setattr(export, "export", keep)
+    monkeypatch.setattr(export, "calibrate", lambda *_: normaliser.within)
+    written = {}
+    monkeypatch.setattr(export, "write_array", lambda _, name, value: written.update({name: value}))
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
     flags = {"renderer": tmp_path / "renderer", "motion": tmp_path / "motion", "latents": latents_folder,
@@ -608,6 +612,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
     for name, model in (("renderer", renderer), ("motion", motion)):
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
+    assert np.array_equal(written["runtime.swing"], normaliser.within)
     arrays = given["arrays"]
     assert set(arrays) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values())

@@ -33,7 +33,7 @@ class Pace:
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
-OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.5)
+OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.4)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ WEIGHTS = {
     "perceptual": 0.04,
     "range": 0.1,
 }
-LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 3.0}
+LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6}
 
 
 @torch.no_grad()
