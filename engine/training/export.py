@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.features import LATENT_HOP, LogMel
+from engine.head import Style, statistics
 from engine.model import FILES, VERSION, Model
-from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
+from engine.motion.generator import OFFLINE, MotionGenerator
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
@@ -229,7 +230,7 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
 
     A few sampler steps, a short hop after a known past: both pull towards the expected motion and swing too little. So
     clips of the training split are generated from their speech as they ship, and what each number lacks of the
-    deviation that was asked for becomes a factor, between 0.8 and 3."""
+    deviation that was asked for becomes a factor, between 0.8 and 2.2 (more makes jitter of it)."""
     model = Model.load(directory)
     asked = model.arrays["deviation"]
     chosen = spread_clips(corpus.split("train", ("clean", "research")), clips)
@@ -238,12 +239,12 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
         scales = (model.arrays[name] for name in ("centre", "total", "within", "within"))
-        goal = Statistics(z.mean(0), asked)
+        goal = statistics(model, z[0], Style())
         generator = MotionGenerator(model.velocity, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
     factor = asked / np.sqrt(np.mean(np.square(got), 0))
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
-    return (model.arrays["within"] * np.clip(factor, 0.8, 3.0)).astype(np.float32)
+    return (model.arrays["within"] * np.clip(factor, 0.8, 2.2)).astype(np.float32)
 
 
 def spread_clips(clips: list[dict], count: int) -> list[dict]:
