@@ -52,7 +52,6 @@ class MotionState:
     past: np.ndarray
     features: np.ndarray
     hops: int = 0
-    ended: bool = False
 
 
 @dataclass
