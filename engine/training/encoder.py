@@ -1,8 +1,9 @@
 """`ifmdm train encoder`: teach a run's motion encoder the motion modes, before or between stretches of stage 1.
 
-Learning together with the renderer teaches the encoder lips slowly and lids hardly at all: they are a sliver of the loss and blinks are rare.
-Here it learns them from landmarks directly, at a fraction of a step's cost: differences between frames of a clip, in
-all modes, and above all the few distances that a viewer watches (lips apart, mouth wide, lids apart).
+Learning together with the renderer teaches the encoder lips slowly and lids hardly at all: they are a sliver of the
+loss and blinks are rare. Here it learns them from landmarks directly, at a fraction of a step's cost: differences
+between frames of a clip, in all modes, and above all the few distances that a viewer watches (lips apart, mouth wide,
+lids apart).
 """
 
 import argparse
