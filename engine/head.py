@@ -52,7 +52,8 @@ class Head:
         self._renderer = CpuRenderer(prepared, size)
         self._features = LogMel()
         self._motion = MotionGenerator(
-            model.velocity, model.window, *(model.arrays[name] for name in ("centre", "total", "within", "swing")),
+            model.velocity, model.listen, model.window,
+            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips")),
             statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or OFFLINE,
         )  # fmt: skip
         self._timeline = Timeline(fps)

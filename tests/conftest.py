@@ -39,6 +39,7 @@ class Untrained:
 
     directory: Path
     renderer: Any
+    speech: Any
     motion: Any
     arrays: dict[str, np.ndarray]
 
@@ -47,7 +48,7 @@ class Untrained:
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     """Exported once (it takes seconds), for all tests of whatever runs on weights."""
     torch = pytest.importorskip("torch")
-    from engine.motion.network import MotionShape, MotionTransformer
+    from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
     from engine.renderer.network import Renderer, RendererShape
     from engine.training.export import export
 
@@ -56,18 +57,20 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
         torch.manual_seed(0)
         shape = RendererShape(latent, head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
         renderer = Renderer(shape).eval()
-        motion = MotionTransformer(MotionShape(latent, window=16, width=24, depth=1, heads=2)).eval()
+        speech = SpeechEncoder(16).eval()
+        motion = MotionTransformer(MotionShape(latent, window=16, width=24, speech=16, depth=1, heads=2)).eval()
         for parameter in motion.parameters():
             if not parameter.any():  # layers that begin at zero would hide what comes before them
                 torch.nn.init.normal_(parameter, 0, 0.1)
     rng = np.random.default_rng(0)
     arrays = {name: rng.uniform(0.1, 0.5, latent) for name in ("deviation", "total", "within", "swing")}
     arrays |= {"centre": rng.normal(0, 0.2, latent), "degrees": rng.normal(0, 0.02, (3, latent))}
+    arrays["lips"] = np.eye(2, latent)
     arrays["mean_from_portrait"] = np.concatenate([0.9 * np.eye(latent), rng.normal(0, 0.05, (1, latent))])
     arrays = {f"runtime.{name}": value.astype(np.float32) for name, value in arrays.items()}
     directory = tmp_path_factory.mktemp("untrained")
-    export(renderer, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0})
-    return Untrained(directory, renderer, motion, arrays)
+    export(renderer, speech, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0})
+    return Untrained(directory, renderer, speech, motion, arrays)
 
 
 @pytest.fixture(scope="session", params=["untrained", "shipped"])

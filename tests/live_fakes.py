@@ -25,16 +25,20 @@ class LoudnessModel:
             "total": np.ones(D, np.float32),
             "within": np.ones(D, np.float32),
             "swing": np.ones(D, np.float32),
+            "lips": np.eye(1, D, dtype=np.float32),
             "mean_from_portrait": np.concatenate([np.eye(D), np.zeros((1, D))]).astype(np.float32),
             "deviation": np.ones(D, np.float32),
             "degrees": np.eye(D, dtype=np.float32),
         }
     )
 
-    def velocity(self, latents, noise, past, present, features, hears, statistics, knows):
+    def listen(self, features):
+        return features.reshape(len(features), self.window, -1)
+
+    def velocity(self, latents, noise, past, present, speech, hears, statistics, knows):
         self.evaluations += 1
         goal = latents * 0.1
-        goal[..., 0] = features.reshape(len(features), self.window, -1).mean(-1) - SILENT
+        goal[..., 0] = speech.mean(-1) - SILENT
         # the straight path from the noise of now to the goal
         return (latents - goal) / np.maximum(noise, 1e-6)[..., None]
 

@@ -10,6 +10,7 @@ from engine.motion.generator import MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
+LIPS = np.array([[0.6, 0.8, 0.0]], np.float32)
 SILENCE = scale(np.float32(FLOOR))
 
 
@@ -23,10 +24,15 @@ class Fake:
     def __call__(self, **given: np.ndarray) -> np.ndarray:
         if self.keep:
             self.calls.append({name: value.copy() for name, value in given.items()})
-        heard = given["features"].reshape(*given["present"].shape, -1)[..., :LATENT] * given["hears"][:, None, None]
+        heard = given["speech"][..., :LATENT] * given["hears"][:, None, None]
         known = given["statistics"][:, None, :LATENT] * given["knows"][:, None, None]
         around = (given["latents"] * given["present"][..., None]).sum(1, keepdims=True)
         return np.tanh(given["latents"] - 0.3 * around + heard + known * given["noise"][..., None])
+
+
+def listen(features: np.ndarray) -> np.ndarray:
+    """Not the trained network: the features themselves, those of one latent side by side."""
+    return features.reshape(len(features), WINDOW, -1)
 
 
 def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> MotionGenerator:
@@ -34,7 +40,8 @@ def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> Mot
     centre, mean, first = (rng.normal(size=LATENT).astype(np.float32) for _ in range(3))
     total, within, deviation = (rng.uniform(0.2, 0.8, LATENT).astype(np.float32) for _ in range(3))
     return MotionGenerator(
-        denoiser or Fake(keep=False), WINDOW, centre, total, within, within, Statistics(mean, deviation), first, seed,
+        denoiser or Fake(keep=False), listen, WINDOW, centre, total, within, within, LIPS, Statistics(mean, deviation),
+        first, seed,
         Pace(**({"hop": 3, "look_ahead": 2, "steps": 2} | pace)),
     )  # fmt: skip
 
@@ -52,7 +59,7 @@ def test_the_first_window_begins_with_the_portrait():
     assert len(fake.calls) == 2
     first = fake.calls[0]
     assert {name: value.shape for name, value in first.items()} == {
-        "latents": (1, 12, 3), "noise": (1, 12), "past": (1, 12), "present": (1, 12), "features": (1, 24, 64),
+        "latents": (1, 12, 3), "noise": (1, 12), "past": (1, 12), "present": (1, 12), "speech": (1, 12, 128),
         "hears": (1,), "statistics": (1, 6), "knows": (1,),
     }  # fmt: skip
     assert all(value.dtype == np.float32 for value in first.values())
@@ -61,8 +68,8 @@ def test_the_first_window_begins_with_the_portrait():
     own = (stream.first - stream.statistics.mean) / stream.within
     assert np.allclose(first["latents"][0, 6], own)
     assert (first["latents"][0, :6] == 0).all()
-    assert np.array_equal(first["features"][0, 14:], heard)
-    assert np.allclose(first["features"][0, :14], SILENCE)  # nothing was said before the stream began
+    assert np.array_equal(first["speech"][0, 7:], heard.reshape(5, 128))
+    assert np.allclose(first["speech"][0, :7], SILENCE)  # nothing was said before the stream began
     assert first["hears"] == first["knows"] == 1
     assert np.array_equal(first["statistics"][0], stream.condition())
 
@@ -88,7 +95,23 @@ def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
         # a feature stands beside its latent; the portrait's own latent, number -1, was silent
         said = np.concatenate([np.full((2, BANDS), SILENCE, np.float32), heard])
         from_latent = 1 + 3 * hop - count
-        assert np.array_equal(call["features"][0, 2 * (7 - count) :], said[2 * from_latent : 2 * (3 * hop + 6)])
+        wanted = said[2 * from_latent : 2 * (3 * hop + 6)]
+        assert np.array_equal(call["speech"][0, 7 - count :], wanted.reshape(-1, 128))
+
+
+def test_temperature_quietens_the_lips_alone():
+    def noise(temperature: float) -> np.ndarray:
+        fake = Fake()
+        generator(fake, temperature=temperature).push(speech(5))
+        return fake.calls[0]["latents"][0, 7:]
+
+    full, half, none = noise(1.0), noise(0.5), noise(0.0)
+    beside = np.array([[0.8, -0.6, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    assert np.abs(full @ LIPS.T).max() > 0.3
+    assert np.allclose(half @ LIPS.T, 0.5 * full @ LIPS.T, atol=1e-6)
+    assert np.allclose(none @ LIPS.T, 0, atol=1e-6)
+    for other in (half, none):
+        assert np.allclose(other @ beside.T, full @ beside.T, atol=1e-6)
 
 
 def test_the_noise_of_a_hop_depends_on_seed_and_number_alone():
@@ -147,7 +170,7 @@ def test_guidance_steps_from_deaf_to_hearing_in_one_batch():
     (call,) = fake.calls
     assert call["hears"].tolist() == [1, 0]
     assert call["knows"].tolist() == [1, 1]
-    for name in ("latents", "noise", "past", "present", "features", "statistics"):
+    for name in ("latents", "noise", "past", "present", "speech", "statistics"):
         assert np.array_equal(call[name][0], call[name][1])
     hearing, deaf = Fake()(**call)[:, -5:]
     flowed = call["latents"][0, -5:] - (deaf + 2.5 * (hearing - deaf))

@@ -18,10 +18,10 @@ torch = pytest.importorskip("torch")
 from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
 from engine.model import FILES, RUNTIME_ARRAYS  # noqa: E402
-from engine.motion.network import MotionShape, MotionTransformer  # noqa: E402
+from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.network import Renderer  # noqa: E402
-from engine.training import encoder, export, stage1, stage2  # noqa: E402
-from engine.training.batches import Augmentation, Cache, Sampler, collate, keypoints_of  # noqa: E402
+from engine.training import distil, encoder, export, stage1, stage2, teacher  # noqa: E402
+from engine.training.batches import EYE_OUTLINES, Augmentation, Cache, Sampler, closed_lids, collate, keypoints_of  # noqa: E402
 from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
 from engine.training.prepare import LANDMARKS, SIZE  # noqa: E402
 
@@ -240,9 +240,30 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
     assert shapes == {
         "frames": (3, 4, 3, SIZE, SIZE), "landmarks": (3, 4, LANDMARKS, 2), "latents": (3, 4, LATENT),
         "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "inside": (3, 3, 72, 72),
-        "real": (3,),
+        "lids": (3, 3, 36, 72), "real": (3,),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
+
+
+def test_lids_cover_what_was_open():
+    box = np.array([0.1, 0.3, 0.8, 0.4], np.float32)
+
+    def eyes(opening: float, turned: float = 0.0) -> np.ndarray:
+        points = np.zeros((LANDMARKS, 3), np.float32)
+        for outline, middle in zip(EYE_OUTLINES, (0.3, 0.7), strict=True):
+            around = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+            points[outline, 0], points[outline, 1] = middle - 0.1 * np.cos(around), 0.5 + opening * np.sin(around)
+        return points + np.array([turned, 0, 0], np.float32)
+
+    def area(opening: float, turned: float = 0.0) -> float:
+        mask = closed_lids(eyes(0.05), eyes(opening, turned), box + np.array([turned, 0, 0, 0]))
+        return mask.mean() * box[2] * box[3]
+
+    whole = 2 * np.pi * 0.1 * 0.05
+    assert area(0.05) == area(0.04) == area(0.08) == 0  # open, a little less, wider
+    assert area(0.0) == pytest.approx(whole, rel=0.25)  # the raster takes in the border
+    assert area(0.0, turned=0.05) == area(0.0)  # the head's motion is no lid's
+    assert 0.2 * whole < area(0.025) < 0.7 * whole
 
 
 def test_frames_landmarks_and_latents_of_a_draw_belong_together(cache, modes):
@@ -517,7 +538,7 @@ def test_the_loss_sees_only_what_is_new(latents_folder):
     batch = window_sampler(latents_folder).batch(6, 0, 0)
     care = torch.from_numpy(np.load(latents_folder / "care.npy"))
 
-    def knowing(mixed, level, past, present, features, hears, statistics, knows):
+    def knowing(mixed, level, past, present, speech, hears, statistics, knows):
         assert ((past == 1) <= (present == 1)).all()
         assert (past.sum(1) == batch.prefix).all()
         assert (level[past == 1] == 0).all()
@@ -527,10 +548,21 @@ def test_the_loss_sees_only_what_is_new(latents_folder):
 
     def loss(model) -> float:
         with torch.autocast("cpu", enabled=False):
-            return float(stage2.flow_loss(model, batch, torch.Generator().manual_seed(0), care))
+            speech = torch.zeros(6, 32, 256)
+            return float(stage2.flow_loss(model, batch, speech, torch.Generator().manual_seed(0), care))
 
     assert loss(knowing) < 1e-4
     assert loss(lambda mixed, *_: torch.zeros_like(mixed)) > 0.5
+
+
+def speech_run(folder: Path) -> Path:
+    """A run folder of a student that has learned nothing."""
+    run = folder / "speech"
+    if not run.is_dir():
+        run.mkdir()
+        torch.manual_seed(1)
+        torch.save({"average": distil.Student(MotionShape()).state_dict(), "step": 0}, run / "checkpoint.pt")
+    return run
 
 
 def test_stage2_goes_on_exactly_where_it_stopped(latents_folder, tmp_path, monkeypatch, capsys):
@@ -539,8 +571,8 @@ def test_stage2_goes_on_exactly_where_it_stopped(latents_folder, tmp_path, monke
 
     def train(run: Path, *flags: object) -> None:
         torch.manual_seed(3)
-        common = ("--latents", latents_folder, "--run", run, "--steps", 4, "--batch", 3)
-        assert stage2.run(arguments(stage2, monkeypatch, *common, *flags)) == 0
+        folders = ("--latents", latents_folder, "--speech", speech_run(tmp_path), "--run", run)
+        assert stage2.run(arguments(stage2, monkeypatch, *folders, "--steps", 4, "--batch", 3, *flags)) == 0
 
     train(tmp_path / "whole")
     train(tmp_path / "parts", "--minutes", 2.5 / 60)
@@ -559,7 +591,7 @@ def test_held_out_figures(latents_folder):
     sampler = window_sampler(latents_folder)
     care = torch.from_numpy(np.load(latents_folder / "care.npy"))
     torch.manual_seed(0)
-    figures = stage2.held_out(MotionTransformer(SMALL(latent=LATENT)), sampler, care, "cpu")
+    figures = stage2.held_out(MotionTransformer(SMALL(latent=LATENT)), SpeechEncoder(256), sampler, care, "cpu")
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["loss"] > 0.5
     assert abs(figures["lips_correlation"]) <= 1
@@ -569,10 +601,91 @@ def test_generating_a_window_keeps_its_first_latent():
     torch.manual_seed(0)
     model = MotionTransformer(SMALL(latent=LATENT)).eval()
     first = torch.randn(2, LATENT)
-    made = stage2.generate(model, torch.zeros(2, 64, BANDS), first, torch.zeros(2, 2 * LATENT), guidance=2.0)
+    made = stage2.generate(model, torch.zeros(2, 32, 256), first, torch.zeros(2, 2 * LATENT), guidance=2.0)
     assert made.shape == (2, 32, LATENT)
     assert torch.equal(made[:, 0], first)
     assert torch.isfinite(made).all()
+
+
+# --- the speech encoder and its teacher
+
+
+def test_the_teacher_hears_pieces_with_pauses_between():
+    rng = np.random.default_rng(0)
+    lengths = [5.0, 12.0, 12.0, 70.0, 0.3, 2.0]
+    parts = [("train", str(number), rng.normal(0, 0.1, int(16000 * s))) for number, s in enumerate(lengths)]
+    parts.append(("train", "silent", np.zeros(16000 * 3)))
+    groups = list(teacher.packed(iter(parts)))
+    heard = {}
+    for group in groups:
+        assert sum(len(piece) for *_, piece in group) / 16000 + 0.5 * (len(group) + 1) <= 30
+        for _, source, piece in group:
+            assert len(piece) % LATENT_HOP == 0
+            heard[source] = heard.get(source, 0) + len(piece) / 16000
+    assert set(heard) == {"0", "1", "2", "3", "5"}  # too short, and nothing to hear
+    assert all(abs(heard[str(number)] - lengths[number]) < 0.6 for number in (0, 1, 2, 3, 5))
+
+
+def test_whisper_mel_is_that_of_a_tone():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(480_000) / 16_000).astype(np.float32)
+    mel = teacher.whisper_mel(tone)
+    assert mel.shape == (1, 80, 3000) and mel.dtype == np.float32
+    # Slaney's scale puts 1 kHz at mel 15 of 45.245, so the band with its middle next to it is number 26
+    assert mel[0, :, 1500].argmax() == 26
+    assert mel.max() - mel.min() <= 2 + 1e-6  # 8 decades over 4
+
+
+def test_speed_moves_time_and_pitch():
+    track = np.arange(100, dtype=np.float32)
+    assert np.allclose(stage2.at_speed(track, 1.25), np.arange(0, 99, 1.25))
+    tone = np.sin(2 * np.pi * 400 * np.arange(16_000) / 16_000).astype(np.float32)
+    faster = stage2.at_speed(tone, 1.1)
+    spectrum = np.abs(np.fft.rfft(faster[:14_000]))
+    assert spectrum.argmax() * 16_000 / 14_000 == pytest.approx(440, abs=2)
+
+
+def lessons(folder: Path) -> Path:
+    """Made-up lessons: what the teacher hears is the loudness of the moment."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    counts = [60, 45, 20, 13]
+    loud = np.concatenate([np.repeat(rng.uniform(0.01, 0.3, count // 5 + 1), 5)[:count] for count in counts])
+    audio = (rng.standard_normal(len(loud) * 640) * np.repeat(loud, 640)).astype(np.float16)
+    features = (np.log(loud)[:, None] * rng.normal(size=(1, teacher.WIDTH))).astype(np.float16)
+    np.save(folder / "audio.npy", audio)
+    np.save(folder / "features.npy", features)
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    clips = [
+        {"split": split, "source": "made up", "speed": 1.0, "start": start, "count": count}
+        for split, start, count in zip(("train", "train", "train", "val"), starts, counts, strict=True)
+    ]
+    (folder / "teacher.json").write_text(json.dumps(clips))
+    return folder
+
+
+def test_the_student_learns_and_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, capsys):
+    folder = lessons(tmp_path / "lessons")
+
+    def train(run: Path, steps: int, *flags: object) -> None:
+        common = ("--teacher", folder, "--run", run, "--steps", steps, "--batch", 4)
+        parser = argparse.ArgumentParser()
+        distil.add_arguments(parser)
+        assert distil.run(parser.parse_args([str(word) for word in (*common, *flags)])) == 0
+
+    monkeypatch.setattr(distil, "understood", lambda *_: 0.5)
+    train(tmp_path / "whole", 4)
+    monkeypatch.setattr(distil.time, "monotonic", itertools.count().__next__)
+    train(tmp_path / "parts", 4, "--minutes", 3.5 / 60)
+    monkeypatch.undo()
+    halfway = checkpoint(tmp_path / "parts")
+    assert 0 < halfway["step"] < 4
+    train(tmp_path / "parts", 4)
+    assert f"resumed at step {halfway['step']}" in capsys.readouterr().out
+    whole, resumed = (checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    assert same_state(whole["model"], resumed["model"])
+    train(tmp_path / "long", 60, "--rate", 4e-3)
+    logged = [json.loads(line) for line in (tmp_path / "long" / "held_out.jsonl").read_text().splitlines()]
+    assert logged[-1]["understood"] > 0.3
 
 
 # --- export
@@ -593,8 +706,8 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     monkeypatch.setattr(export, "MotionShape", SMALL)
     given = {}
 
-    def keep(renderer, motion, arrays, output, note):
-        given.update(renderer=renderer, motion=motion, arrays=arrays, note=note)
+    def keep(renderer, speech, motion, arrays, output, note):
+        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note)
         output.mkdir()
         for name in (*FILES, "config.json"):
             (output / name).touch(0o600)
@@ -605,8 +718,8 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     monkeypatch.setattr(export, "write_array", lambda _, name, value: written.update({name: value}))
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
-    flags = {"renderer": tmp_path / "renderer", "motion": tmp_path / "motion", "latents": latents_folder,
-             "cache": cache_folder, "output": tmp_path / "weights"}  # fmt: skip
+    flags = {"renderer": tmp_path / "renderer", "speech": speech_run(tmp_path), "motion": tmp_path / "motion",
+             "latents": latents_folder, "cache": cache_folder, "output": tmp_path / "weights"}  # fmt: skip
     args = parser.parse_args([str(word) for name, value in flags.items() for word in (f"--{name}", value)])
     assert export.run(args) == 0
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}

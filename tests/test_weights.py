@@ -23,13 +23,14 @@ def model(weights) -> Model:
 @pytest.fixture(scope="module")
 def networks(weights):
     """Both stages in torch, rebuilt from the folder's safetensors alone."""
-    from engine.motion.network import MotionShape, MotionTransformer
+    from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
     from engine.renderer.network import Renderer, RendererShape
 
     config = json.loads((weights / "config.json").read_text())
     built = {
         "renderer": Renderer(RendererShape(**config["renderer"])),
         "motion": MotionTransformer(MotionShape(**config["motion"])),
+        "speech": SpeechEncoder(config["motion"]["speech"]),
     }
     with safe_open(weights / "weights.safetensors", "pt") as file:
         for prefix, network in built.items():
@@ -37,7 +38,7 @@ def networks(weights):
             state = {name.removeprefix(f"{prefix}."): file.get_tensor(name).float() for name in names}
             network.load_state_dict(state)
             network.eval()
-    return built["renderer"], built["motion"]
+    return built["renderer"], built["motion"], built["speech"]
 
 
 def same(ours: np.ndarray, truth: "torch.Tensor") -> bool:
@@ -57,7 +58,7 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
     from engine.renderer.network import CROP, EYES, MOUTH
     from engine.training.stage1 import halve
 
-    renderer, _ = networks
+    renderer, *_ = networks
     inputs = portrait_inputs(ada_portrait.pixels, ada_portrait.keypoints)
     picture = torch.from_numpy(inputs["picture"])
     mouth, eyes = inputs["mouth_box"], inputs["eyes_box"]
@@ -80,7 +81,7 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
 
 
 def test_coefficients_are_the_networks(model, networks):
-    renderer, _ = networks
+    renderer, *_ = networks
     latents = np.random.default_rng(0).normal(size=(5, renderer.shape.latent)).astype(np.float32)
     with torch.no_grad():
         truth = renderer.coefficients(torch.from_numpy(latents))
@@ -91,7 +92,7 @@ def test_coefficients_are_the_networks(model, networks):
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_the_motion_graph_is_the_network(model, networks, batch):
-    _, motion = networks
+    _, motion, _ = networks
     window, latent = motion.shape.window, motion.shape.latent
     rng = np.random.default_rng(batch)
     past = np.zeros((batch, window), np.float32)
@@ -100,7 +101,7 @@ def test_the_motion_graph_is_the_network(model, networks, batch):
     present[:, :4] = 0
     inputs = {
         "latents": rng.normal(size=(batch, window, latent)), "noise": (1 - past) * rng.uniform(size=(batch, 1)),
-        "past": past, "present": present, "features": rng.normal(size=(batch, 2 * window, 64)),
+        "past": past, "present": present, "speech": rng.normal(size=(batch, window, motion.shape.speech)),
         "hears": np.arange(batch) != 1, "statistics": rng.normal(size=(batch, 2 * latent)),
         "knows": np.arange(batch) != 2,
     }  # fmt: skip
@@ -111,6 +112,14 @@ def test_the_motion_graph_is_the_network(model, networks, batch):
     assert same(model.velocity(**inputs), truth)
 
 
+def test_the_speech_graph_is_the_network(model, networks):
+    features = np.random.default_rng(0).normal(size=(1, 2 * model.window, 64)).astype(np.float32)
+    with torch.no_grad():
+        truth = networks[2](torch.from_numpy(features))
+    assert truth.shape == (1, model.window, model.config["motion"]["speech"])
+    assert same(model.listen(features), truth)
+
+
 def test_tokens_before_the_stream_do_not_matter(model):
     """What stands where nothing is present must not reach what is: the generator leaves zeros there."""
     window, latent = model.window, model.config["motion"]["latent"]
@@ -119,7 +128,8 @@ def test_tokens_before_the_stream_do_not_matter(model):
     present[:, :6] = 0
     inputs = {
         "latents": rng.normal(size=(1, window, latent)), "noise": np.full((1, window), 0.5), "past": 0 * present,
-        "present": present, "features": rng.normal(size=(1, 2 * window, 64)), "hears": np.ones(1),
+        "present": present, "hears": np.ones(1),
+        "speech": rng.normal(size=(1, window, model.config["motion"]["speech"])),
         "statistics": rng.normal(size=(1, 2 * latent)), "knows": np.ones(1),
     }  # fmt: skip
     inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
@@ -139,7 +149,8 @@ def test_the_arrays_of_the_runtime_come_back(untrained):
 def test_parameters_are_stored_once_in_half_precision_and_nothing_in_them_runs(untrained):
     folder = untrained.directory
     assert {path.name for path in folder.iterdir()} == {*FILES, "config.json"}
-    count = sum(v.numel() for n in (untrained.renderer, untrained.motion) for v in n.state_dict().values())
+    networks = (untrained.renderer, untrained.speech, untrained.motion)
+    count = sum(v.numel() for network in networks for v in network.state_dict().values())
     arrays = sum(value.nbytes for value in untrained.arrays.values())
     data = (folder / "weights.safetensors").read_bytes()
     header = int.from_bytes(data[:8], "little")

@@ -14,16 +14,19 @@ import numpy as np
 from engine.features import BANDS, FEATURES_PER_LATENT, FLOOR, scale
 from engine.motion.samplers import euler
 
-#: latents (B, W, D), noise (B, W), past (B, W), present (B, W), features (B, 2 W, 64), hears (B,), statistics (B, 2 D),
+#: latents (B, W, D), noise (B, W), past (B, W), present (B, W), speech (B, W, S), hears (B,), statistics (B, 2 D),
 #: knows (B,) -> velocity (B, W, D); see engine/motion/network.py.
 Denoiser = Callable[..., np.ndarray]
+#: features (1, 2 W, 64) -> speech (1, W, S)
+Listener = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Pace:
     """How far a hop goes. hop, look_ahead: latents of 40 ms; steps: sampler steps; guidance: how strongly speech is
-    followed (1: as learned; above: more, at twice the cost); temperature: how far from the
-    likeliest motion noise may lead (the deviation of the noise that sampling starts from)."""
+    followed (1: as learned; above: more, at twice the cost); temperature: how far noise may lead the lips from the
+    likeliest motion (the deviation of the noise that sampling starts from, along them). Lips follow the voice, and
+    chance makes them mumble; where the head turns and when the eyes blink is chance, and has all of it."""
 
     hop: int = 4
     look_ahead: int = 3
@@ -61,11 +64,13 @@ class MotionGenerator:
     less the sampler moves than it is asked to, see training/export.py, calibrate)."""
 
     denoiser: Denoiser
+    listener: Listener
     window: int
     centre: np.ndarray
     total: np.ndarray
     within: np.ndarray
     swing: np.ndarray
+    lips: np.ndarray  # (n, D) orthonormal: directions of the normalised latent that move the lips
     statistics: Statistics
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
@@ -127,8 +132,8 @@ class MotionGenerator:
         features[len(features) - len(heard) :] = heard
         # counter-based noise: hop n of seed s is the same whatever happened before
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
-        noise *= np.float32(pace.temperature)
-        made = self._denoise(latents, past, present, features, noise)[: pace.hop]
+        noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
+        made = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
         dropped = max(0, count + pace.hop - keep)
         state.past = np.concatenate([state.past, made])[-keep:]
@@ -136,7 +141,7 @@ class MotionGenerator:
         state.hops += 1
         return made * self.swing + self.statistics.mean
 
-    def _denoise(self, latents, past, present, features, noise) -> np.ndarray:
+    def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:
         """Window with a clean past and noise (new, D) -> latents (new, D)."""
         new = len(noise)
         batch = 1 if self.pace.guidance == 1.0 else 2
@@ -148,7 +153,7 @@ class MotionGenerator:
         fixed = {
             "past": repeat(past),
             "present": repeat(present),
-            "features": repeat(features),
+            "speech": repeat(speech),
             "hears": hears,
             "statistics": repeat(self.condition()),
             "knows": np.ones(batch, np.float32),

@@ -18,13 +18,16 @@ from engine.features import BANDS, FEATURES_PER_LATENT
 
 @dataclass(frozen=True)
 class MotionShape:
-    """Sizes of the motion model. latent: numbers a frame; window: latents a window."""
+    """Sizes of the motion model. latent: numbers a frame; window: latents a window; speech: numbers a latent that
+    the speech encoder gives."""
 
     latent: int = 24
     window: int = 40
     width: int = 192
+    speech: int = 256
     depth: int = 6
     heads: int = 6
+    dropout: float = 0.1  # in training only
 
 
 def time_embedding(noise: Tensor, width: int) -> Tensor:
@@ -52,6 +55,7 @@ class Block(nn.Module):
     def __init__(self, shape: MotionShape):
         super().__init__()
         self.heads = shape.heads
+        self.dropout = nn.Dropout(shape.dropout)
         self.norm1 = nn.LayerNorm(shape.width, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(shape.width, elementwise_affine=False)
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
@@ -69,34 +73,54 @@ class Block(nn.Module):
         y = self.norm1(x) * (1 + scale1) + shift1
         q, k, v = self.qkv(y).view(batch, window, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
-        x = x + gate1 * self.project(y.transpose(1, 2).reshape(batch, window, width))
+        x = x + gate1 * self.dropout(self.project(y.transpose(1, 2).reshape(batch, window, width)))
         y = self.norm2(x) * (1 + scale2) + shift2
-        return x + gate2 * self.mlp(y)
+        return x + gate2 * self.dropout(self.mlp(y))
+
+
+class _Listen(nn.Module):
+    """A residual block over time: a dilated convolution, then a mix of the channels."""
+
+    def __init__(self, width: int, dilation: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, 5, 1, 2 * dilation, dilation)
+        self.mix = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, width, n) -> the same shape."""
+        y = self.norm(x.mT).mT
+        return x + self.mix(F.gelu(self.conv(y), approximate="tanh"))
 
 
 class SpeechEncoder(nn.Module):
-    """Log-mel of a window (B, 2 W, 64) -> one vector a latent (B, W, width); a few convolutions see 0.2 s around."""
+    """Log-mel of a window (B, 2 W, 64) -> what is being said, (B, W, speech): one vector a latent. It sees 0.65 s to
+    both sides as far as the window goes, and is taught by a speech recogniser (see training/distil.py)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.first = nn.Conv1d(BANDS, width, 5, 1, 2)
-        self.second = nn.Conv1d(width, width, 5, 1, 2)
-        self.third = nn.Conv1d(width, width, 4, FEATURES_PER_LATENT, 1)
+        self.blocks = nn.ModuleList(_Listen(width, dilation) for dilation in (1, 2, 4, 8))
+        self.last = nn.Conv1d(width, width, 4, FEATURES_PER_LATENT, 1)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = F.silu(self.first(features.mT))
-        x = x + F.silu(self.second(x))
-        return self.third(x).mT
+        x = F.gelu(self.first(features.mT), approximate="tanh")
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(self.last(x).mT)
 
 
 class MotionTransformer(nn.Module):
-    """Predicts the flow-matching velocity (noise - latent) of every token."""
+    """Predicts the flow-matching velocity (noise - latent) of every token. Speech comes encoded, so that the encoder
+    runs once a hop and not at every sampler step."""
 
     def __init__(self, shape: MotionShape | None = None):
         super().__init__()
         self.shape = shape = shape or MotionShape()
         width = shape.width
-        self.speech = SpeechEncoder(width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.speech_in = nn.Linear(shape.speech, width)
         self.no_speech = nn.Parameter(torch.randn(width) * 0.02)
         self.latent_in = nn.Linear(shape.latent, width)
         self.past_in = nn.Linear(shape.latent, width)
@@ -120,16 +144,16 @@ class MotionTransformer(nn.Module):
         noise: Tensor,
         past: Tensor,
         present: Tensor,
-        features: Tensor,
+        speech: Tensor,
         hears: Tensor,
         statistics: Tensor,
         knows: Tensor,
     ) -> Tensor:
         """latents (B, W, D): clean where past, noisy elsewhere; noise (B, W): noise level 0..1; past (B, W): 1 for the
-        prefix; present (B, W): 0 for tokens that do not exist (before the stream began); features (B, 2 W, 64);
-        hears (B,): 0 drops the speech; statistics (B, 2 D): normalised mean and log standard deviation; knows (B,): 0
-        drops the statistics. All float. Returns velocities (B, W, D)."""
-        speech = self.speech(features)
+        prefix; present (B, W): 0 for tokens that do not exist (before the stream began); speech (B, W, S): by the
+        speech encoder; hears (B,): 0 drops it; statistics (B, 2 D): normalised mean and log standard deviation; knows
+        (B,): 0 drops them. All float. Returns velocities (B, W, D)."""
+        speech = self.speech_in(self.dropout(speech))
         speech = torch.where(hears[:, None, None] > 0.5, speech, self.no_speech)
         known = torch.where(knows[:, None] > 0.5, self.statistics(statistics), self.no_statistics)
         clean = past[..., None]

@@ -41,6 +41,17 @@ def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
     return np.stack([points[[33, 133]].mean(0), points[[263, 362]].mean(0), points[1], points[61], points[291]])
 
 
+#: The raster on which the eyes window is judged: height and width.
+EYES_RASTER = (36, 72)
+#: The outlines of both eyes, in order, each from its outer corner along the lower lid to the inner one and back.
+EYE_OUTLINES = (
+    [33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246],
+    [263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466],
+)
+#: An eye less open than these shares of the portrait's is closing, and closed.
+CLOSING, CLOSED = 0.65, 0.3
+
+
 @dataclass(frozen=True)
 class Cache:
     """A prepared folder (see prepare.py), mapped into memory."""
@@ -69,7 +80,8 @@ class Batch:
     """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks
     (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes;
     target_mouth and target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips,
-    over the mouth window; real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
+    over the mouth window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over
+    the eyes window; real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
 
     frames: Tensor
     landmarks: Tensor
@@ -79,6 +91,7 @@ class Batch:
     target_mouth: Tensor
     target_eyes: Tensor
     inside: Tensor
+    lids: Tensor
     real: Tensor
 
 
@@ -145,6 +158,32 @@ def between_lips(landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
     return mask if gap > 0.02 * box[3] else np.zeros_like(mask)  # closed lips have an outline, but nothing inside
 
 
+def closed_lids(portrait: np.ndarray, landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Landmarks (478, 2+) of the portrait and of a target, and the target's eyes window (4,) -> mask (36, 72) uint8 of
+    what the lids cover there and leave open in the portrait."""
+    height, width = EYES_RASTER
+    mask = np.zeros(EYES_RASTER, np.uint8)
+    for outline in EYE_OUTLINES:
+        before, after = portrait[outline, :2].astype(np.float64), landmarks[outline, :2].astype(np.float64)
+        # as complex numbers, so that a similarity that takes the corners to the corners is one quotient
+        old, new = before @ [1, 1j], after @ [1, 1j]
+        moved = new[0] + (old - old[0]) * (new[8] - new[0]) / (old[8] - old[0])
+        before = np.stack([moved.real, moved.imag], 1)
+        left = _area(after) / max(_area(before), 1e-9)
+        if left > CLOSING:
+            continue
+        for points, value in ((before, 1), (after, 0)) if left > CLOSED else ((before, 1),):
+            pixels = (points - box[:2]) / box[2:] * [width, height] - 0.5
+            cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], value, lineType=cv2.LINE_8, shift=4)
+    return mask
+
+
+def _area(polygon: np.ndarray) -> float:
+    """Of a polygon (n, 2), by the shoelace formula."""
+    x, y = polygon.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
@@ -204,6 +243,9 @@ class Sampler:
             "mouth": mouth,
             "eyes": eyes,
             "inside": np.stack([between_lips(p, box) for p, box in zip(landmarks[1:], mouth[1:], strict=True)]),
+            "lids": np.stack(
+                [closed_lids(landmarks[0], p, box) for p, box in zip(landmarks[1:], eyes[1:], strict=True)]
+            ),
             "real": 0.0 if still else 1.0,
         }
 
@@ -236,5 +278,6 @@ def collate(parts: list[dict]) -> Batch:
         target_mouth=mouth[:, 1:],
         target_eyes=eyes[:, 1:],
         inside=stack("inside"),
+        lids=stack("lids"),
         real=torch.tensor([part["real"] for part in parts]),
     )

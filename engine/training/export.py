@@ -3,8 +3,9 @@
 What is written (see engine/model.py for how it is read):
 - `weights.safetensors`: every parameter of both stages in float16, and the few arrays of the runtime in float32.
   Training can start from it, and nothing in it can run code.
-- `encoder.onnx`, `portrait.onnx`, `coefficients.onnx`, `motion.onnx`: the graphs alone. Their weights are external data
-  that point into `weights.safetensors`, so nothing is stored twice; float16 is widened when a session is made.
+- `encoder.onnx`, `portrait.onnx`, `coefficients.onnx`, `speech.onnx`, `motion.onnx`: the graphs alone. Their weights
+  are external data that point into `weights.safetensors`, so nothing is stored twice; float16 is widened when a session
+  is made.
 - `config.json`: sizes, and the SHA-256 of the other files.
 """
 
@@ -26,13 +27,13 @@ from engine.features import LATENT_HOP, LogMel
 from engine.head import Style, statistics
 from engine.model import FILES, VERSION, Model
 from engine.motion.generator import OFFLINE, MotionGenerator
-from engine.motion.network import MotionShape, MotionTransformer
+from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
 from engine.training.modes import POSE, POSE_UNIT
 from engine.training.prepare import SIZE
 from engine.training.stage1 import crop, halve
-from engine.training.stage2 import Corpus
+from engine.training.stage2 import Corpus, load_speech
 
 
 class EncoderGraph(nn.Module):
@@ -79,6 +80,15 @@ class MotionGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.motion(*inputs)
+
+
+class SpeechGraph(nn.Module):
+    def __init__(self, speech: SpeechEncoder):
+        super().__init__()
+        self.speech = speech
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.speech(features)
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path,
@@ -133,13 +143,17 @@ def point_into_safetensors(path: Path, weights: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.ndarray], ridge: float = 1.0) -> dict:
+def runtime_arrays(
+    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], ridge: float = 1.0
+) -> dict[str, np.ndarray]:
     """What the runtime must know of the latents besides the networks' weights.
 
     mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent, last row the offset, so that a
     portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
     bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
-    deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate."""
+    deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate. lips
+    (2, D): how the lips' opening and width follow from the normalised latent, made orthonormal."""
+    latent = corpus.latents.shape[1]
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
         z = corpus.latents_of(clip)
@@ -156,6 +170,7 @@ def runtime_arrays(corpus: Corpus, renderer_run: Path, normaliser: dict[str, np.
     return {
         "runtime.mean_from_portrait": mean,
         "runtime.deviation": np.sqrt(np.mean(np.square(deviations), 0)).astype(np.float32),
+        "runtime.lips": np.ascontiguousarray(np.linalg.qr(care[:, latent : latent + 2])[0].T, np.float32),
         "runtime.swing": normaliser["within"].astype(np.float32),
         **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
     }
@@ -183,17 +198,20 @@ def pose_directions(corpus: Corpus, cache: Path) -> np.ndarray:
 
 
 def export(
-    renderer: Renderer, motion: MotionTransformer, arrays: dict[str, np.ndarray], output: Path, note: dict
+    renderer: Renderer, speech: SpeechEncoder, motion: MotionTransformer, arrays: dict[str, np.ndarray], output: Path,
+    note: dict,
 ) -> None:
     """Write the weights folder."""
     output.mkdir(parents=True, exist_ok=True)
     parameters = {f"renderer.{k}": v for k, v in renderer.state_dict().items()}
     parameters |= {f"motion.{k}": v for k, v in motion.state_dict().items()}
+    parameters |= {f"speech.{k}": v for k, v in speech.state_dict().items()}
     tensors = {name: value.detach().half().contiguous().numpy() for name, value in parameters.items()}
     weights = output / "weights.safetensors"
     safetensors.numpy.save_file(tensors | arrays, weights, metadata={"format": "ifmdm", "license": "see MODEL_CARD.md"})
     # the graphs are traced with the rounded weights, so that what is checked is what ships
     renderer.load_state_dict({k: v.detach().half().float() for k, v in renderer.state_dict().items()})
+    speech.load_state_dict({k: v.detach().half().float() for k, v in speech.state_dict().items()})
     motion.load_state_dict({k: v.detach().half().float() for k, v in motion.state_dict().items()})
     # two boxes, since one tensor given twice is traced as one input: the mouth would be looked for at the eyes
     mouth, eyes = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.3, 0.3, 0.4, 0.2]])
@@ -209,9 +227,11 @@ def export(
     window, latent = shape.window, shape.latent
     example = (
         torch.rand(2, window, latent), torch.rand(2, window), torch.ones(2, window), torch.ones(2, window),
-        torch.rand(2, 2 * window, 64), torch.ones(2), torch.rand(2, 2 * latent), torch.ones(2),
+        torch.rand(2, window, shape.speech), torch.ones(2), torch.rand(2, 2 * latent), torch.ones(2),
     )  # fmt: skip
-    names = ["latents", "noise", "past", "present", "features", "hears", "statistics", "knows"]
+    names = ["latents", "noise", "past", "present", "speech", "hears", "statistics", "knows"]
+    heard = (torch.rand(1, 2 * window, 64),)
+    _export(SpeechGraph(speech), heard, ["features"], ["speech"], output / "speech.onnx", False)
     _export(MotionGraph(motion), example, names, ["velocity"], output / "motion.onnx", True)
     for name in FILES[1:]:
         point_into_safetensors(output / name, weights)
@@ -238,9 +258,9 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     for number, clip in enumerate(chosen):
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
-        scales = (model.arrays[name] for name in ("centre", "total", "within", "within"))
+        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips"))
         goal = statistics(model, z[0], Style())
-        generator = MotionGenerator(model.velocity, model.window, *scales, goal, z[0], number, OFFLINE)
+        generator = MotionGenerator(model.velocity, model.listen, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
     factor = asked / np.sqrt(np.mean(np.square(got), 0))
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
@@ -272,6 +292,7 @@ def write_array(directory: Path, name: str, value: np.ndarray) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
     parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
@@ -282,14 +303,15 @@ def run(args: argparse.Namespace) -> int:
     renderer = load_renderer(args.renderer)
     state = torch.load(args.motion / "checkpoint.pt", map_location="cpu", weights_only=True)
     corpus = Corpus.open(args.latents)
-    motion = MotionTransformer(MotionShape(latent=renderer.shape.latent)).eval()
+    shape = MotionShape(latent=renderer.shape.latent)
+    speech, motion = load_speech(args.speech, shape), MotionTransformer(shape).eval()
     motion.load_state_dict(state["average"])
     with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
-    arrays = runtime_arrays(corpus, args.renderer, normaliser)
+    arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser)
     arrays["runtime.degrees"] = pose_directions(corpus, args.cache)
     steps = torch.load(args.renderer / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
-    export(renderer, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
+    export(renderer, speech, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
     for name in (*FILES, "config.json"):
         (args.output / name).chmod(0o644)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
-from engine.training.batches import MOUTH_RASTER, Batch, Cache, Sampler, collate
+from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
@@ -134,13 +134,16 @@ def losses(
     out = {"picture": (picture * real).sum()}
     for name, boxes, height, width in (
         ("mouth", batch.target_mouth, MOUTH_RASTER, MOUTH_RASTER),
-        ("eyes", batch.target_eyes, 36, 72),
+        ("eyes", batch.target_eyes, *EYES_RASTER),
     ):
         points = grid_points(boxes.flatten(0, 1), height, width)
         ours = render(motion, portrait, points).mT.reshape(-1, 3, height, width)
         true = sample(targets, points).mT.reshape(-1, 3, height, width)
         out[name] = ((ours - true).abs().mean((1, 2, 3)) * real).sum()
         out[name + "_gradient"] = (gradient_l1(ours, true) * real).sum()
+        if name == "eyes":  # a blink is rare and small, and decides whether a face lives
+            lids = batch.lids.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
+            out["lids"] = ((ours - true).abs().mean(1) * lids).sum() / lids.sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
@@ -151,6 +154,11 @@ def losses(
     points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
     cover, inside = motion.trace(points)[2][..., 0], batch.inside.flatten(0, 1).flatten(1)
     out["inside"] = ((cover - inside).square() * (1 + 6 * inside)).mean()
+
+    # and so is a lid that comes down; beside it, textures may paint where the eyes look
+    points = grid_points(batch.target_eyes.flatten(0, 1), *EYES_RASTER)
+    cover, lids = motion.trace(points)[2][..., 0], batch.lids.flatten(0, 1).flatten(1)
+    out["cover"] = ((cover - lids).square() * (0.1 + 6 * lids)).mean()
 
     points = batch.landmarks[:, 1:].flatten(0, 1)
     source, _, _ = motion.trace(points)
@@ -171,10 +179,11 @@ WEIGHTS = {
     "mouth_gradient": 2.0,
     "eyes": 1.5,
     "eyes_gradient": 1.0,
+    "lids": 0.5,
     "perceptual": 0.04,
     "range": 0.1,
 }
-LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6}
+LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6, "cover": 2.0}
 
 
 @torch.no_grad()

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
-from engine.motion.network import MotionShape, MotionTransformer
+from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
+SPEEDS = (0.87, 1.14)
 #: Windows of each source are drawn by seconds of speech times this: few minutes of other languages and people must
 #: weigh against the many of one newsroom.
 SOURCE_WEIGHT = {"lrc_ar": 1.0, "grid": 0.8, "talkvid": 3.0, "vasa1": 3.0}
@@ -113,9 +114,17 @@ def warp_features(features: Tensor, generator: torch.Generator) -> Tensor:
     return features + torch.nn.functional.interpolate(knots, bands, mode="linear", align_corners=True)
 
 
+def at_speed(track: np.ndarray, speed: float) -> np.ndarray:
+    """(n, ...) played `speed` times as fast. Speech gets another pitch and other resonances, as if of another head."""
+    at = np.arange(0, len(track) - 1, speed)
+    low = at.astype(np.int64)
+    part = (at - low).astype(np.float32).reshape(-1, *[1] * (track.ndim - 1))
+    return track[low] * (1 - part) + track[low + 1] * part
+
+
 @dataclass
 class Windows:
-    """A batch for the transformer; shapes as in MotionTransformer.forward."""
+    """A batch for the transformer; shapes as in MotionTransformer.forward, features (B, 2 W, 64)."""
 
     latents: Tensor
     present: Tensor
@@ -144,6 +153,9 @@ class WindowSampler:
             clip = self.clips[pick]
             z, sound = self.corpus.latents_of(clip), self.corpus.audio_of(clip)
             if augmented:
+                if rng.random() < 0.6:
+                    speed = float(rng.uniform(*SPEEDS))
+                    z, sound = at_speed(z, speed), at_speed(sound, speed)
                 sound = augment(sound, rng)
             count = min(length, len(z))
             if augmented and rng.random() < 0.35:  # streams begin: a past of nothing, then little by little
@@ -173,8 +185,11 @@ class WindowSampler:
         )
 
 
-def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generator, care: Tensor) -> Tensor:
-    """Flow-matching loss on the tokens after the prefix, weighed by care (D, M): what of an error matters."""
+def flow_loss(
+    model: MotionTransformer, batch: Windows, speech: Tensor, generator: torch.Generator, care: Tensor
+) -> Tensor:
+    """Flow-matching loss on the tokens after the prefix, weighed by care (D, M): what of an error matters. speech
+    (B, W, S): what the speech encoder makes of the batch's features."""
     latents, present = batch.latents, batch.present
     size = len(latents)
     device = latents.device
@@ -191,7 +206,7 @@ def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generat
     hears = (torch.rand(size, generator=generator) > DROP_SPEECH).float().to(device)
     knows = (torch.rand(size, generator=generator) > DROP_STATISTICS).float().to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        velocity = model(mixed, level, past, present, batch.features, hears, batch.statistics, knows).float()
+        velocity = model(mixed, level, past, present, speech, hears, batch.statistics, knows).float()
     new = (present * (1 - past))[..., None]
     error = (velocity - (noise - latents)) @ care
     return (error.square() * new).sum() / (new.sum() * care.square().sum())
@@ -200,34 +215,36 @@ def flow_loss(model: MotionTransformer, batch: Windows, generator: torch.Generat
 @torch.no_grad()
 def generate(
     model: MotionTransformer,
-    features: Tensor,
+    speech: Tensor,
     first: Tensor,
     statistics: Tensor,
     steps: int = 4,
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Offline check during training: one window from speech alone, after one known latent. features (B, 2 W, 64), first
+    """Offline check during training: one window from speech alone, after one known latent. speech (B, W, S), first
     (B, D) normalised, statistics (B, 2 D) -> (B, W, D) normalised."""  # fmt: skip
-    size, length = len(features), model.shape.window
-    x = torch.randn(size, length, model.shape.latent, generator=torch.Generator().manual_seed(seed)).to(features.device)
-    past = torch.zeros(size, length, device=features.device)
+    size, length = len(speech), model.shape.window
+    x = torch.randn(size, length, model.shape.latent, generator=torch.Generator().manual_seed(seed)).to(speech.device)
+    past = torch.zeros(size, length, device=speech.device)
     past[:, 0] = 1
-    present, one = torch.ones_like(past), torch.ones(size, device=features.device)
+    present, one = torch.ones_like(past), torch.ones(size, device=speech.device)
     times = torch.linspace(1, 0, steps + 1)
     for now, then in pairwise(times):
         x[:, 0] = first
         level = now * (1 - past)
-        velocity = model(x, level, past, present, features, one, statistics, one)
+        velocity = model(x, level, past, present, speech, one, statistics, one)
         if guidance != 1.0:
-            blind = model(x, level, past, present, features, 0 * one, statistics, one)
+            blind = model(x, level, past, present, speech, 0 * one, statistics, one)
             velocity = blind + guidance * (velocity - blind)
         x = x + (then - now) * velocity
     x[:, 0] = first
     return x
 
 
-def held_out(model: MotionTransformer, sampler: WindowSampler, care: Tensor, device: str) -> dict[str, float]:
+def held_out(
+    model: MotionTransformer, encoder: SpeechEncoder, sampler: WindowSampler, care: Tensor, device: str
+) -> dict[str, float]:
     """Loss, and the correlation of generated with real lips (the first watched distance of care, see latents.py) in
     windows generated from speech and one latent, beside the same with another clip's speech."""
     model.eval()
@@ -236,13 +253,14 @@ def held_out(model: MotionTransformer, sampler: WindowSampler, care: Tensor, dev
     for step in range(4):
         batch = sampler.batch(48, 12345, step, augmented=False)
         batch = Windows(**{k: v.to(device) for k, v in vars(batch).items()})
+        speech = encoder(batch.features)
         with torch.no_grad():
-            losses.append(float(flow_loss(model, batch, torch.Generator().manual_seed(step), care)))
+            losses.append(float(flow_loss(model, batch, speech, torch.Generator().manual_seed(step), care)))
         keep = batch.present[:, 0] > 0  # windows that fill from the left
         mask = batch.present[keep]
         true = _centred(batch.latents[keep] @ lips, mask)
-        for out, features in ((right, batch.features[keep]), (wrong, batch.features[keep].roll(1, 0))):
-            made = generate(model, features, batch.latents[keep][:, 0], batch.statistics[keep])
+        for out, heard in ((right, speech[keep]), (wrong, speech[keep].roll(1, 0))):
+            made = generate(model, heard, batch.latents[keep][:, 0], batch.statistics[keep])
             made = _centred(made @ lips, mask)
             if out is right:
                 spread.append((made.square().sum(1) / true.square().sum(1).clamp(min=1e-6)).sqrt())
@@ -261,8 +279,17 @@ def _centred(x: Tensor, mask: Tensor) -> Tensor:
     return (x - (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
 
 
+def load_speech(run: Path, shape: MotionShape) -> SpeechEncoder:
+    """The averaged speech encoder of `ifmdm train speech`, which stays as it is."""
+    encoder = SpeechEncoder(shape.speech)
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
+    encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
+    return encoder.eval().requires_grad_(False)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
@@ -283,6 +310,8 @@ def run(args: argparse.Namespace) -> int:
     care = torch.from_numpy(np.load(args.latents / "care.npy")).to(args.device)
     train = WindowSampler(corpus, clips, normaliser, shape)
     held = WindowSampler(corpus, corpus.split("val", ("clean", "research")), normaliser, shape)
+    encoder = load_speech(args.speech, shape).to(args.device)
+    torch.manual_seed(args.seed)
     model = MotionTransformer(shape).to(args.device)
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.03, betas=(0.9, 0.98))
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -303,7 +332,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint.with_suffix(".tmp").rename(checkpoint)
         judge = MotionTransformer(shape).to(args.device)
         judge.load_state_dict(average)
-        figures = held_out(judge, held, care, args.device)
+        figures = held_out(judge, encoder, held, care, args.device)
         print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
         with (args.run / "held_out.jsonl").open("a") as log:
             log.write(json.dumps({"step": step} | figures) + "\n")
@@ -317,7 +346,10 @@ def run(args: argparse.Namespace) -> int:
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss = flow_loss(model, batch, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
+        torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
+        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
+            speech = encoder(batch.features).float()
+        loss = flow_loss(model, batch, speech, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
