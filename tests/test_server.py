@@ -19,6 +19,7 @@ from live_fakes import LatentRenderer, LoudnessModel
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.features import SAMPLE_RATE
+from plugin import doctor
 from plugin import server as server_module
 from plugin.guard import Guard
 from plugin.render import bundled_portraits
@@ -795,3 +796,22 @@ def test_settings_that_cannot_be_are_named_and_secrets_are_not(text, told):
 def test_secrets_are_in_no_representation():
     settings = load_settings({"server.token": TOKEN, "webrtc.ice_servers": "turn:me:secret-word@host:1"})
     assert TOKEN not in repr(settings) and "secret-word" not in repr(settings)
+
+
+def test_the_doctor_looks_at_the_port_and_tells_what_to_open():
+    with listen("127.0.0.1", 0) as door:
+        port = str(door.getsockname()[1])
+        with pytest.raises(TransportError, match="is taken"):
+            doctor.check_port(load_settings({"server.port": port}))
+    state, text = doctor.check_port(load_settings({"server.port": port}))
+    assert (state, text) == (doctor.GOOD, f"port {port} of 127.0.0.1 is free")
+    state, text = doctor.check_address(load_settings({"server.port": port}))
+    assert state == doctor.GOOD
+    assert f"http://127.0.0.1:{port}/" in text and "token" in text
+    state, text = doctor.check_address(load_settings({"server.host": "0.0.0.0", "server.token": TOKEN}))
+    assert state == doctor.POOR
+    assert ":8080/" in text and "0.0.0.0" not in text and TOKEN not in text
+    for check in (doctor.check_port, doctor.check_address):
+        assert check(load_settings({"server.enabled": "false"}))[0] == doctor.GOOD
+    with pytest.raises(SettingsError, match="needs a token"):
+        doctor.check_port(load_settings({"server.host": "0.0.0.0"}))
