@@ -210,7 +210,7 @@ def doctor(config: Path | None) -> bool:
 
 def config_check(config: Path | None) -> bool:
     """Print a line for every setting that cannot be used; whether there is none."""
-    from plugin.adapters import check_names, make_source
+    from plugin.adapters import check_names, make_sinks, make_source
     from plugin.render import check_paths, find_portrait
     from plugin.settings import check_server
 
@@ -222,6 +222,7 @@ def config_check(config: Path | None) -> bool:
         return False
     looks: list[Callable[[], object]] = [
         lambda: check_names(settings),
+        lambda: make_sinks(settings),
         lambda: check_server(settings),
         lambda: find_portrait(settings.head.portrait, settings.head.consent),
         lambda: settings.live.record and check_paths(settings.live.record),
