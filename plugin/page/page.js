@@ -424,8 +424,8 @@ function mark(name) {
   current = name;
   const all = [...$("faces").querySelectorAll('[role="radio"]')];
   for (const each of all) each.setAttribute("aria-checked", String(each.dataset.name === name));
-  const chosen = all.find((each) => each.dataset.name === name) ?? all[0];
-  for (const each of all) each.tabIndex = each === chosen ? 0 : -1;
+  const chosen = all.find((each) => each.dataset.name === name);
+  for (const each of all) each.tabIndex = each === (chosen ?? all[0]) ? 0 : -1;
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
 
