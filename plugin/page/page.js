@@ -134,6 +134,10 @@ async function watchOnce() {
   const stream = new MediaStream();
   peer.addTransceiver("video", { direction: "recvonly" });
   peer.addTransceiver("audio", { direction: "recvonly" });
+  // Both tracks wait alike, so that lips and voice meet from the first second on and not after ten.
+  for (const receiver of peer.getReceivers()) {
+    if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 100; // milliseconds
+  }
   peer.ontrack = ({ track }) => {
     stream.addTrack(track);
     if (video.srcObject !== stream) video.srcObject = stream;
