@@ -14,13 +14,13 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 
 .PHONY: help run test evaluate clean
 
 help:
-	@echo "make run [ARGS=...]       render the bundled portrait and voice to out.mp4 (ifmdm render ARGS)"
+	@echo "make run [ARGS=...]       the live head, shown on a page of its own (ifmdm run ARGS)"
 	@echo "make test                 run the tests and the linter"
 	@echo "make evaluate ARGS=...    ifmdm evaluate ARGS, e.g. ARGS=\"--data clips/\""
 	@echo "make clean                remove $(VENV) and the caches"
 
 run: $(VENV)/.run
-	@$(BIN)/ifmdm render $(ARGS)
+	@exec $(BIN)/ifmdm run $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

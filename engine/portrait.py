@@ -269,7 +269,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _main_face(pixels: np.ndarray, name: str) -> _Face:
-    faces = _faces(pixels)
+    # in a strip of a few pixels the detector sees things, on some processors
+    faces = _faces(pixels) if min(pixels.shape[:2]) >= MIN_FACE else []
     if not faces:
         raise PortraitError(f"{name}: no face found; use an upright, well lit frontal picture of a person")
     if len(faces) > 1 and faces[1].area > 0.5 * faces[0].area:

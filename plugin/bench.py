@@ -30,7 +30,7 @@ from engine.motion.timing import LATENT_RATE
 from engine.portrait import load_portrait
 from engine.renderer.cpu import CpuRenderer
 from engine.speech import read_voice
-from plugin import __version__
+from plugin import __version__, bench_live
 from plugin import render as clips
 from plugin.settings import load_settings
 from transports.file import ENCODER_THREADS
@@ -234,6 +234,7 @@ def table(result: dict) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    bench_live.add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
 
 
@@ -244,8 +245,14 @@ def run(args: argparse.Namespace) -> int:
             args.json.open("a").close()
         except OSError as error:
             raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
-    result = bench(QUICK if args.quick else 1)
+    if args.live:
+        before = {"machine": machine(), "versions": versions()}
+        result = before | bench_live.bench_live(args.seconds, args.latency)
+        told = bench_live.table(result)
+    else:
+        result = bench(QUICK if args.quick else 1)
+        told = table(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+    print(told)
     return 0

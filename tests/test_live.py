@@ -416,6 +416,27 @@ def test_a_sink_that_fails_stops_no_other_and_is_told_once(monkeypatch):
     live(play())
 
 
+def test_what_is_wrong_is_told_apart_from_what_happens(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    async def play():
+        screen, alerts = Screen(), []
+        whole = show([screen])
+        whole.alert = alerts.append
+        screen.problem = "screen: it is dark"
+        whole.stream.figures.resyncs = 1
+        task = asyncio.create_task(whole.run(0, stop := asyncio.Event()))
+        await asyncio.sleep(0.2)
+        screen.problem = ""
+        await asyncio.sleep(0.2)
+        stop.set()
+        await task
+        assert alerts == ["the machine stood still for a while; time goes on from now", "screen: it is dark"]
+        assert whole.told == ["screen: works again"]
+
+    live(play())
+
+
 def test_services_run_beside_and_another_face_is_prepared_beside():
     async def play():
         seen = []
@@ -520,7 +541,7 @@ def test_ours_are_made_with_their_settings():
         ("[stdin]\nencoding = 'u8'", "config.toml: stdin.encoding = 'u8': give s16le or f32le"),
         ("[plugins]\nmirror = 3", "config.toml: plugins.mirror = 3: this is a section: write [plugins.mirror]"),
         ("[live]\nsource = 'radio'", "live.source = 'radio': no such source; there are file, microphone, stdin"),
-        ("[live]\noutputs = ['tv']", "live.outputs: 'tv': no such output; there are camera, audio"),
+        ("[live]\noutputs = ['tv']", "live.outputs: 'tv': no such output; there are camera, audio, whip"),
         ("[live]\noutputs = ['audio', 'audio']", "live.outputs: 'audio' is there twice"),
         ("[live]\nrecord = 'out.avi'", "out.avi: the output is an MP4 file"),
         ("[voice]\nfile = 'none.wav'", "none.wav: no such file"),
@@ -649,7 +670,7 @@ sys.exit(main())
 def start(*args: str, folder: Path, **more) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run", "--size", "128", *args],
+        [sys.executable, "-c", PROGRAM, "run", "--size", "128", "--no-server", *args],
         cwd=folder,
         env=env,
         stderr=subprocess.PIPE,
