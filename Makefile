@@ -11,11 +11,12 @@ PINNED := pyproject.toml constraints.txt
 # By environment and not by `-c`, so that the versions hold for what builds the packages too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: help run test evaluate clean
+.PHONY: help run test test-camera evaluate clean
 
 help:
 	@echo "make run [ARGS=...]       render the bundled portrait and voice to out.mp4 (ifmdm render ARGS)"
 	@echo "make test                 run the tests and the linter"
+	@echo "make test-camera          the virtual camera against a real driver, in an emulated machine (minutes)"
 	@echo "make evaluate ARGS=...    ifmdm evaluate ARGS, e.g. ARGS=\"--data clips/\""
 	@echo "make clean                remove $(VENV) and the caches"
 
@@ -26,11 +27,15 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/ruff check .
 
+# Debian 12, as root: it installs qemu and what a kernel module is compiled with.
+test-camera: $(VENV)/.run
+	@tests/camera/run.sh $(BIN)/python
+
 evaluate: $(VENV)/.evaluate
 	@$(BIN)/ifmdm evaluate $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
