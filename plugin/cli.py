@@ -40,7 +40,7 @@ _TRAINING = {
     "export": ("export", "turn trained checkpoints into the weights that ship"),
 }
 _COMMANDS = {
-    "run": "the live head: to a virtual camera, a sound device, a recording",
+    "run": "the live head: on a page, over WebRTC, to a virtual camera, a sound device, a recording",
     "render": "make an MP4 of a portrait speaking a voice",
     "devices": "list cameras, microphones and sound outputs",
     "doctor": "check this machine and the settings, one line each, with the mend",
@@ -74,10 +74,12 @@ _SETTING_FLAGS = {
         "microphone.device": "--microphone",
         "camera.device": "--camera",
         "audio.device": "--audio-device",
+        "server.host": "--host",
+        "server.port": "--port",
         **_HEAD_FLAGS,
     },
 }
-_SWITCHES = {"video.badge": "--badge", "head.consent": "--consent"}
+_SWITCHES = {"video.badge": "--badge", "head.consent": "--consent", "server.enabled": "--server"}
 _METAVARS = {
     "head.pose": "YAW,PITCH,ROLL",
     "head.portrait": "NAME|FILE",
@@ -90,6 +92,7 @@ _METAVARS = {
     "microphone.device": "DEVICE",
     "camera.device": "DEVICE",
     "audio.device": "DEVICE",
+    "server.host": "ADDRESS",
 }
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -207,13 +210,20 @@ def _add_setting_arguments(parser: argparse.ArgumentParser, command: str) -> Non
         default=None,
         help="the face in --portrait is yours, or its owner agreed (needed unless it is bundled)",
     )
+    if command == "run":
+        parser.add_argument(
+            "--server",
+            dest="server.enabled",
+            action=argparse.BooleanOptionalAction,
+            help="the page, WebRTC and what else goes over HTTP (default on)",
+        )
 
 
 def _settings(args: argparse.Namespace, command: str) -> "Settings":
     from plugin.settings import load_settings
 
     names = _SETTING_FLAGS[command] | _SWITCHES
-    flags = {setting: value for setting in names if (value := getattr(args, setting)) is not None}
+    flags = {setting: value for setting in names if (value := getattr(args, setting, None)) is not None}
     return load_settings(flags, args.config, names)
 
 

@@ -115,6 +115,12 @@ class LiveStream:
             return self._backlog + self._inbox_size
 
     @property
+    def unspoken(self) -> int:
+        """Samples until the last of what was pushed is out, waiting included; 0 if it is."""
+        with self._lock:
+            return self._inbox_size + max(0, self._voice_end - self._released)
+
+    @property
     def generation(self) -> int:
         return self._generation
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -22,8 +22,9 @@ from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
 from plugin.adapters import check_names, make_sinks, make_source
 from plugin.badge import Badge
 from plugin.live import LiveStream
+from plugin.log import Terminal, logging_to
 from plugin.render import BUNDLED_VOICE, PROVENANCE, check_paths, find_portrait
-from plugin.settings import Settings
+from plugin.settings import Settings, check_server
 from transports.media import MediaFormat, Sink, Source, TransportError
 from transports.recording import RecordingSink
 
@@ -33,6 +34,8 @@ _CHECK_SECONDS = 1.0
 #: A guest louder than this speaks; a muted or idle microphone is below.
 GUEST_SILENCE_DB = -50.0
 _STATUS_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 class Floor:
@@ -60,6 +63,20 @@ class Ear:
         self.guest, self.enter = guest, enter
         self._stream, self._live, self._floor = stream, live, floor or Floor()
         self._input: SpeechInput | None = None
+
+    @property
+    def heard(self) -> bool:
+        """Whether what is delivered is spoken."""
+        return self._floor.speaker is (self if self.guest else None)
+
+    @property
+    def unspoken(self) -> float:
+        """Seconds until the last of what was delivered is out; 0 if it is, or goes unheard."""
+        return self._stream.unspoken / SAMPLE_RATE if self.heard else 0.0
+
+    def drop(self) -> None:
+        """Forget what a resampler holds back."""
+        self._input = None
 
     def leave(self) -> None:
         """A guest goes: the house may speak again."""
@@ -93,8 +110,9 @@ class Ear:
 class Show:
     """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
     runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
-    Sinks may come and go while it runs (add them open). prepare: a picture file, whose use somebody may agree to, ->
-    what LiveStream.change_portrait takes."""
+    Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
+    agree to -> what LiveStream.change_portrait takes. portrait: what the face is called; style: as it is now. listeners:
+    called at an interrupt, before it happens, for what waits outside the stream."""
 
     stream: LiveStream
     form: MediaFormat
@@ -103,11 +121,19 @@ class Show:
     services: list[Callable[["Show"], Awaitable[None]]] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = lambda line: None
-    prepare: Callable[[Path], Any] | None = None
+    prepare: Callable[[Path | bytes], Any] | None = None
     floor: Floor = field(default_factory=Floor)
+    portrait: str = ""
+    style: Style = field(default_factory=Style)
+    listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def interrupt(self) -> None:
-        """Stop speaking, here and in what the sinks hold. In the event loop."""
+        """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
+        for listen in self.listeners:
+            listen()
+        self._hush()
+
+    def _hush(self) -> None:
         self.stream.interrupt()
         for sink in self.sinks:
             sink.interrupt()
@@ -115,11 +141,17 @@ class Show:
     def invite(self, live: bool = True) -> Ear:
         """An ear for a guest's voice: the house is interrupted when the guest begins to speak, and silent until it
         leaves (Ear.leave). Deliver to it in the event loop."""
-        return Ear(self.stream, live, self.floor, guest=True, enter=self.interrupt)
+        return Ear(self.stream, live, self.floor, guest=True, enter=self._hush)
 
-    async def change_portrait(self, picture: Path) -> None:
+    async def change_portrait(self, picture: Path | bytes, name: str = "") -> None:
         """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
         self.stream.change_portrait(await asyncio.to_thread(self.prepare, picture))
+        self.portrait = name
+
+    def restyle(self, **changes: Any) -> None:
+        """Change the intensity or the pose; see engine.head.Style."""
+        self.style = replace(self.style, **changes)
+        self.stream.restyle(self.style)
 
     def figures(self) -> dict[str, float]:
         """For health and metrics: counts since the start, and the latest seconds."""
@@ -244,6 +276,7 @@ def make_show(
     """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
     video, head, live = settings.video, settings.head, settings.live
     check_names(settings)
+    check_server(settings)
     picture = find_portrait(head.portrait, head.consent)
     sinks = make_sinks(settings)
     if live.record:
@@ -253,54 +286,38 @@ def make_show(
     latency = LATENCIES[live.latency]
     model = model or Model.load()
 
-    def prepare(path: Path) -> Any:
-        return model.prepare(load_portrait(path, max(video.size, _PORTRAIT_SIZE)))
+    def prepare(picture: Path | bytes) -> Any:
+        return model.prepare(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)))
 
     face = prepare(picture)
     backlog = round(live.backlog * SAMPLE_RATE)
     chosen = StreamSettings(video.fps, video.size, latency.pace, latency.cushion, backlog, head.seed)
     warm = StreamCore(model, face, chosen, renderer=renderer)
     warm.tick(warm.due(1))  # the first run of a network takes long, and would be seen as a stutter
-    core = StreamCore(model, face, chosen, Style(head.intensity, head.pose), renderer)
+    style = Style(head.intensity, head.pose)
+    core = StreamCore(model, face, chosen, style, renderer)
     stream = LiveStream(core, latency.margin, Badge(video.size).stamp if video.badge else None)
     form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
-    show = Show(stream, form, source, tell=tell, prepare=prepare)
+    show = Show(stream, form, source, tell=tell, prepare=prepare, portrait=head.portrait, style=style)
     try:
+        if settings.server.enabled:
+            from plugin.server import Server  # brings aiohttp and aiortc
+
+            server = Server.bind(settings)
+            sinks.append(server.broadcast)
+            show.services.append(server.serve)
         for sink in sinks:
             sink.open(form)
             show.sinks.append(sink)
     except Exception:
         for sink in show.sinks:
-            with contextlib.suppress(TransportError):  # a recording without a frame
+            with contextlib.suppress(TransportError):
                 sink.close()
         raise
     return show
 
 
-class _Terminal:
-    """Lines for a person: what happens on lines of its own, and a status that is written over, on a terminal only."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._live, self._shown = out, out.isatty(), 0
-
-    def tell(self, line: str) -> None:
-        self.clear()
-        print(f"ifmdm: {line}", file=self._out, flush=True)
-
-    def status(self, line: str) -> None:
-        if self._live:
-            self.clear()
-            self._out.write(line[:200])
-            self._out.flush()
-            self._shown = min(len(line), 200)
-
-    def clear(self) -> None:
-        if self._shown:
-            self._out.write("\r" + " " * self._shown + "\r")
-            self._shown = 0
-
-
-async def _run(settings: Settings, terminal: _Terminal, make: Callable[..., Show]) -> None:
+async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def leave() -> None:
@@ -312,14 +329,15 @@ async def _run(settings: Settings, terminal: _Terminal, make: Callable[..., Show
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, leave)
-    show = await asyncio.to_thread(make, settings, terminal.tell)
-    shown = ", ".join([*settings.live.outputs, *([settings.live.record] if settings.live.record else [])])
-    terminal.tell(
+    show = await asyncio.to_thread(make, settings, _log.info)
+    recording = [settings.live.record] if settings.live.record else []
+    shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
+    _log.info(
         f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
         f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
     )
     if not shown:
-        terminal.tell("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
+        _log.warning("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
     began = time.monotonic()
 
     async def report() -> None:
@@ -333,10 +351,13 @@ async def _run(settings: Settings, terminal: _Terminal, make: Callable[..., Show
     finally:
         await _cancel([reporter])
         terminal.clear()
-    terminal.tell(f"ended after {show.status(began)}")
+    _log.info(f"ended after {show.status(began)}")
+    if any(isinstance(sink, RecordingSink) and not sink.frames for sink in show.sinks):
+        _log.warning(f"{settings.live.record}: nothing was recorded, since it ended before the first frame")
 
 
 def run(settings: Settings, make: Callable[..., Show] = make_show, out: TextIO | None = None) -> None:
     """Run the live head until it is stopped. Ctrl-C and SIGTERM are the normal end: devices are released and the
     recording is finished. Raises InputError or TransportError for what cannot be used."""
-    asyncio.run(_run(settings, _Terminal(out or sys.stderr), make))
+    with logging_to(out, settings.log.level, settings.log.format) as terminal:
+        asyncio.run(_run(settings, terminal, make))

@@ -4,6 +4,7 @@ A setting is looked for among the flags of the command, then in the environment 
 the config file, then here. Each field's description says what is allowed: it is what help and refusals print.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ Whole = Annotated[int, _NUMBER]
 Real = Annotated[float, _NUMBER]
 
 #: Settings that are lists, written a,b,c on the command line and in the environment.
-_LISTS = ("head.pose", "live.outputs")
+_LISTS = ("head.pose", "live.outputs", "server.origins", "webrtc.codecs", "webrtc.ice_servers")
+#: Settings whose value is never shown.
+_SECRETS = ("server.token", "whip.token", "webrtc.ice_servers")
 
 _SECTION = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -53,6 +56,20 @@ def _colour_or_blur(value: str) -> str:
     digits = value.removeprefix("#")
     if value != "blur" and (len(digits) != 6 or digits == value or set(digits.lower()) - set("0123456789abcdef")):
         raise ValueError("not a colour")
+    return value
+
+
+def _origin(value: str) -> str:
+    """What a browser sends as Origin: scheme, host and, unless it is the usual one, port."""
+    scheme, _, host = value.partition("://")
+    if scheme not in ("http", "https") or not host or set(host) & set("/?#@* "):
+        raise ValueError("not an origin")
+    return value.lower()
+
+
+def _ice_server(value: str) -> str:
+    if value.partition(":")[0] not in ("stun", "stuns", "turn", "turns"):
+        raise ValueError("not an ICE server")
     return value
 
 
@@ -174,6 +191,58 @@ class AudioSettings(BaseModel):
     device: str = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
 
 
+class ServerSettings(BaseModel):
+    """The page, WebRTC, WebSocket and metrics, over HTTP."""
+
+    model_config = _SECTION
+
+    enabled: bool = Field(True, description="true or false")
+    host: str = Field("127.0.0.1", min_length=1, description="an address of this machine, 0.0.0.0 for all of them")
+    port: Whole = Field(8080, ge=0, le=65535, description="a whole number from 0 (any that is free) to 65535")
+    token: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9._~+/-]{8,}=*)?$",
+        repr=False,
+        description="8 or more letters, digits or -._~+/; none for this machine only",
+    )
+    origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_names)] = Field(
+        (), description="a list of origins such as https://example.org"
+    )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody but this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class WebRtcSettings(BaseModel):
+    """Viewers and speakers over WebRTC."""
+
+    model_config = _SECTION
+
+    codecs: Annotated[tuple[Literal["vp8", "h264"], ...], BeforeValidator(_names)] = Field(
+        ("vp8", "h264"), min_length=1, description="a list of vp8, h264"
+    )
+    bitrate: Whole = Field(2_000_000, ge=100_000, le=20_000_000, description="bits a second from 100000 to 20000000")
+    viewers: Whole = Field(16, ge=1, le=1000, description="a whole number from 1 to 1000")
+    speakers: Whole = Field(4, ge=1, le=100, description="a whole number from 1 to 100")
+    ice_servers: Annotated[tuple[Annotated[str, AfterValidator(_ice_server)], ...], BeforeValidator(_names)] = Field(
+        (), repr=False, description="a list of stun:HOST:PORT or turn:USER:PASSWORD@HOST:PORT"
+    )
+
+
+class LogSettings(BaseModel):
+    """What is told on standard error."""
+
+    model_config = _SECTION
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+    format: Literal["text", "json"] = Field("text", description="text or json")
+
+
 class PluginSettings(BaseModel):
     """Options of sources and outputs that other packages bring: a section [plugins.NAME] each, checked by them."""
 
@@ -197,7 +266,20 @@ class Settings(BaseSettings):
     stdin: StdinSettings = StdinSettings()
     camera: CameraSettings = CameraSettings()
     audio: AudioSettings = AudioSettings()
+    server: ServerSettings = ServerSettings()
+    webrtc: WebRtcSettings = WebRtcSettings()
+    log: LogSettings = LogSettings()
     plugins: PluginSettings = PluginSettings()
+
+
+def check_server(settings: Settings) -> None:
+    """Raises SettingsError for a server that others could reach and anybody could use."""
+    server = settings.server
+    if server.enabled and not server.token and not server.is_local:
+        raise SettingsError(
+            f"server.host = {server.host!r}: other machines could reach it, so it needs a token: set token under "
+            "[server] in config.toml or IFMDM_SERVER__TOKEN (openssl rand -hex 16 makes one)"
+        )
 
 
 class _Environment(EnvSettingsSource):
@@ -279,15 +361,15 @@ def _explain(
     setting = ".".join(path[:2])
     variable = ENV_PREFIX + ENV_DELIMITER.join(path[:2]).upper()
     if setting in flags:
-        where = f"{names.get(setting, setting)} {flags[setting]}"
+        where = f"{names.get(setting, setting)} {_shown(setting, flags[setting])}"
     elif variable in {name.upper() for name in os.environ}:
         value = next(value for name, value in os.environ.items() if name.upper() == variable)
-        where = f"{variable}={value}"
+        where = f"{variable}={_shown(setting, value)}"
     else:
         value: Any = from_file
         for part in path[:2]:
             value = value.get(part, "") if isinstance(value, Mapping) else value
-        where = f"{config}: {setting} = {_as_toml(value)}"
+        where = f"{config}: {setting} = {_shown(setting, _as_toml(value))}"
     if section is None:
         return f"{where}: there is no such section or setting; there are {_listed(Settings)}"
     if len(path) == 1:
@@ -298,6 +380,10 @@ def _explain(
     if path[1] not in known:
         return f"{where}: there is no such setting; [{path[0]}] has {_listed(section.annotation)}"
     return f"{where}: give {known[path[1]].description}"
+
+
+def _shown(setting: str, value: Any) -> Any:
+    return "***" if setting in _SECRETS else value
 
 
 def _as_toml(value: Any) -> str:

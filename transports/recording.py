@@ -46,6 +46,11 @@ class RecordingSink(LazySink):
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
+    @property
+    def frames(self) -> int:
+        """Pictures written so far."""
+        return self._writer.frames
+
     def send(self, frame: MediaFrame) -> None:
         with self._changed:
             if self._closing or self._problem:
@@ -64,7 +69,7 @@ class RecordingSink(LazySink):
         return self._problem
 
     def close(self) -> None:
-        """Finish the file. Raises OutputError if it could not be written."""
+        """Finish the file; without a single picture there is none. Raises OutputError if it could not be written."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -80,6 +85,8 @@ class RecordingSink(LazySink):
             with self._writer:
                 while (frame := self._next()) is not None:
                     self._write(frame)
+                if not self._writer.frames:  # it ended before the first picture, which is nobody's fault
+                    self._writer.abort()
         except ValueError as error:  # OutputError; nobody waits for this thread until the end
             with self._changed:
                 self._problem = str(error)

@@ -1,0 +1,118 @@
+"""What `ifmdm run` tells on standard error: lines for a person, or an object a line for a program.
+
+Modules log with the standard library, to the logger of their own name; what belongs to a line goes into `extra`. Never
+logged: sound, pictures, tokens, addresses of those who watch, what a request holds. A traceback is shown at level debug
+only. What libraries say is shown from warnings on.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+OURS = ("engine", "plugin", "transports")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def _more(record: logging.LogRecord) -> dict[str, Any]:
+    """What was given as `extra`."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _error(record: logging.LogRecord) -> str:
+    error = record.exc_info[1] if record.exc_info else None
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+def _trace(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info or not logging.getLogger(OURS[1]).isEnabledFor(logging.DEBUG):
+        return []
+    return "".join(traceback.format_exception(*record.exc_info)).splitlines()
+
+
+class TextFormatter(logging.Formatter):
+    """`ifmdm: what happened (viewers 2)`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        more = ", ".join(f"{name} {value}" for name, value in _more(record).items())
+        parts = [record.getMessage(), f"({more})" if more else "", _error(record)]
+        grave = "" if record.levelno < logging.ERROR else f"{record.levelname.lower()}: "
+        line = " ".join(" ".join(part for part in parts if part).split())
+        return "\n".join([f"ifmdm: {grave}{line}", *_trace(record)])
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time (RFC 3339, UTC), level, logger, message, what else belongs to it, and error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": " ".join(record.getMessage().split()),
+            **_more(record),
+        }
+        if error := _error(record):
+            told["error"] = " ".join(error.split())
+        if trace := _trace(record):
+            told["trace"] = trace
+        return json.dumps(told, default=str, ensure_ascii=False)
+
+
+class Terminal(logging.Handler):
+    """Log lines, and on a terminal a status line below them that is written over. status: only where a person reads,
+    and not among objects for a program."""
+
+    def __init__(self, out: TextIO, form: str = "text") -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+        self._out, self._live, self._shown = out, form == "text" and out.isatty(), 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            self._clear()
+            print(line, file=self._out, flush=True)
+        except (OSError, ValueError):  # nobody reads any more; the head goes on
+            pass
+
+    def status(self, line: str) -> None:
+        with self.lock:
+            if self._live:
+                self._clear()
+                self._out.write(line[:200])
+                self._out.flush()
+                self._shown = min(len(line), 200)
+
+    def clear(self) -> None:
+        with self.lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._out.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+
+@contextlib.contextmanager
+def logging_to(out: TextIO | None = None, level: str = "info", form: str = "text") -> Iterator[Terminal]:
+    """While it lasts, what is logged goes to `out` (None: standard error). level: debug, info, warning or error, of our
+    own modules; form: text or json."""
+    terminal, root = Terminal(out or sys.stderr, form), logging.getLogger()
+    before = {name: logging.getLogger(name).level for name in OURS} | {None: root.level}
+    root.addHandler(terminal)
+    root.setLevel(logging.WARNING)
+    for name in OURS:
+        logging.getLogger(name).setLevel(level.upper())
+    try:
+        yield terminal
+    finally:
+        terminal.clear()
+        root.removeHandler(terminal)
+        for name, was in before.items():
+            logging.getLogger(name).setLevel(was)

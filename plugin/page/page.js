@@ -1,0 +1,549 @@
+// The page: the live head over WHEP, one's own voice over WHIP, and the controls. No library, no build step.
+
+const $ = (id) => document.getElementById(id);
+const root = document.documentElement;
+const asked = new URLSearchParams(location.search);
+const clean = asked.get("view") === "clean";
+root.classList.toggle("clean", clean);
+
+const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+
+// --- the server
+
+const TOKEN = "ifmdm-token";
+let token = "";
+try { token = sessionStorage.getItem(TOKEN) ?? ""; } catch { /* storage may be forbidden; then for this page only */ }
+
+// ?token= (for OBS) or #token=, which no server ever sees; out of the address bar either way
+const handed = asked.get("token") ?? new URLSearchParams(location.hash.slice(1)).get("token");
+if (handed) {
+  keepToken(handed);
+  asked.delete("token");
+  history.replaceState(null, "", location.pathname + (asked.size ? `?${asked}` : ""));
+}
+
+function keepToken(value) {
+  token = value;
+  try { sessionStorage.setItem(TOKEN, value); } catch { /* as above */ }
+}
+
+class Refused extends Error {
+  constructor(response, text) {
+    super(text || `the server says ${response.status}`);
+    this.status = response.status;
+    this.wait = Number(response.headers.get("Retry-After")) || 0;
+  }
+}
+
+async function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  const refused = new Refused(response, (await response.text().catch(() => "")).trim());
+  if (refused.status === 401) await login();
+  throw refused;
+}
+
+const post = (path, body) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}) });
+
+let asking = null;
+function login() {
+  const wrong = token !== "";
+  asking ??= new Promise((done) => {
+    $("login-error").textContent = wrong ? "This is not the token." : "";
+    $("token").value = "";
+    $("login").addEventListener("cancel", (event) => event.preventDefault());
+    $("login").onclose = () => { keepToken($("token").value.trim()); asking = null; done(); };
+    $("login").showModal();
+  });
+  return asking;
+}
+
+// --- WebRTC
+
+async function offer(peer) {
+  await peer.setLocalDescription();
+  // all candidates in the one offer, as WHEP and WHIP without trickle want it; a slow STUN server is not waited for
+  const gathered = new Promise((done) => {
+    peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done();
+    if (peer.iceGatheringState === "complete") done();
+  });
+  await Promise.race([gathered, sleep(1.5)]);
+  return peer.localDescription.sdp;
+}
+
+// A WHEP or WHIP session: an offer goes to `path`, an answer comes back, and a DELETE ends it.
+class Session {
+  constructor(peer) { this.peer = peer; this.location = null; this.over = false; }
+
+  async open(path) {
+    const body = await offer(this.peer);
+    const response = await ask(path, { method: "POST", headers: { "Content-Type": "application/sdp" }, body });
+    this.location = new URL(response.headers.get("Location"), response.url);
+    if (this.over) return this.remove();
+    await this.peer.setRemoteDescription({ type: "answer", sdp: await response.text() });
+  }
+
+  // Resolves when the connection is lost.
+  lost() {
+    return new Promise((done) => {
+      let timer;
+      const look = () => {
+        clearTimeout(timer);
+        const state = this.peer.connectionState;
+        if (state === "failed" || state === "closed") done();
+        if (state === "disconnected") timer = setTimeout(done, 3000);
+      };
+      this.peer.addEventListener("connectionstatechange", look);
+      this.end = done;
+      look();
+    });
+  }
+
+  remove() {
+    if (!this.location) return;
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    fetch(this.location, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+    this.location = null;
+  }
+
+  close() {
+    this.over = true;
+    this.remove();
+    this.peer.close();
+    this.end?.();
+  }
+}
+
+async function connection() {
+  const { ice_servers: servers } = await (await ask("/state")).json();
+  return new RTCPeerConnection({ iceServers: servers, bundlePolicy: "max-bundle" });
+}
+
+// --- watching
+
+const video = $("video");
+let viewing = null;
+let connected = false;
+let gone = "Connecting";
+
+async function watchOnce() {
+  const peer = await connection();
+  const session = (viewing = new Session(peer));
+  const stream = new MediaStream();
+  peer.addTransceiver("video", { direction: "recvonly" });
+  peer.addTransceiver("audio", { direction: "recvonly" });
+  peer.ontrack = ({ track }) => {
+    stream.addTrack(track);
+    if (video.srcObject !== stream) video.srcObject = stream;
+    play();
+  };
+  try {
+    await session.open("/whep");
+    const began = performance.now();
+    const stopped = watchFrames(session, () => { connected = true; root.classList.add("has-picture"); });
+    await Promise.race([session.lost(), stopped]);
+    return performance.now() - began;
+  } finally {
+    connected = false;
+    session.close();
+  }
+}
+
+// Resolves when pictures stop coming, however well the connection looks.
+async function watchFrames(session, first) {
+  let seen = -1, since = performance.now();
+  while (!session.over) {
+    await sleep(0.5);
+    const frames = (await inbound(session.peer))?.framesDecoded ?? 0;
+    if (frames > Math.max(seen, 0)) first();
+    if (frames !== seen || document.hidden) { seen = frames; since = performance.now(); }
+    if (performance.now() - since > 8000) return;
+  }
+}
+
+async function inbound(peer) {
+  for (const report of (await peer.getStats()).values()) {
+    if (report.type === "inbound-rtp" && report.kind === "video") return report;
+  }
+  return null;
+}
+
+let hurry = () => {};
+async function watch() {
+  for (let failures = 0; ; ) {
+    let wait = 0;
+    try {
+      gone = failures ? "Reconnecting" : "Connecting";
+      show();
+      if ((await watchOnce()) > 5000) failures = 0;
+    } catch (error) {
+      if (error.status === 503) gone = "Too many are watching";
+      wait = error.wait ?? 0;
+      if (error.status === 401) failures = -1;
+    }
+    failures += 1;
+    show();
+    // 0.5, 1, 2, 4, 8 s, each a little different, so that not all come back at once
+    const pause = Math.max(wait, Math.min(8, 0.25 * 2 ** failures)) * (0.75 + 0.5 * Math.random());
+    if (failures) await Promise.race([sleep(pause), new Promise((done) => { hurry = done; })]);
+  }
+}
+addEventListener("online", () => hurry());
+addEventListener("pagehide", () => { viewing?.close(); stopSpeaking(); });
+
+// --- sound: browsers let a page make sound only after a gesture
+
+let wanted = true;
+async function play() {
+  video.muted = !wanted || speaking !== null && !insisted;
+  try {
+    await video.play();
+  } catch (error) {
+    if (error.name === "NotAllowedError" && !video.muted) {
+      video.muted = true;
+      $("unmute").hidden = clean;
+      await video.play().catch(() => {});
+    }
+  }
+  showSound();
+}
+
+function setSound(on) {
+  wanted = on;
+  insisted = on;
+  $("unmute").hidden = true;
+  play();
+}
+
+function showSound() {
+  $("sound").setAttribute("aria-pressed", String(!video.muted));
+  icon("sound", video.muted ? "i-muted" : "i-sound");
+}
+
+const icon = (button, name) => $(button).querySelector("use").setAttribute("href", `#${name}`);
+$("sound").onclick = () => setSound(video.muted);
+$("unmute").onclick = () => setSound(true);
+if (clean) addEventListener("pointerdown", () => setSound(true), { once: true });
+
+// --- speaking
+
+let speaking = null;
+let insisted = false; // sound was turned on by hand while speaking
+
+async function speak() {
+  if (speaking) return stopSpeaking();
+  if (!navigator.mediaDevices?.getUserMedia) {
+    return note("Browsers give the microphone to secure pages only. Open this page as http://localhost on the " +
+      "computer that runs it, or put it behind HTTPS.", true);
+  }
+  const mine = (speaking = { session: null, stream: null });
+  insisted = false;
+  button("Asking for the microphone", true);
+  note("");
+  try {
+    const audio = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+    mine.stream = await navigator.mediaDevices.getUserMedia({ audio });
+    if (speaking !== mine) return release(mine);
+    button("Connecting", true);
+    const peer = await connection();
+    mine.session = new Session(peer);
+    const [track] = mine.stream.getAudioTracks();
+    peer.addTransceiver(track, { direction: "sendonly", streams: [mine.stream] });
+    track.onended = () => speaking === mine && stopSpeaking("The microphone went away.");
+    await mine.session.open("/whip");
+    mine.session.lost().then(() => speaking === mine && stopSpeaking("The connection was lost. Press Speak to go on."));
+    button("Stop speaking", false);
+    $("speak").setAttribute("aria-pressed", "true");
+    note("The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.");
+    play();
+    level(mine);
+  } catch (error) {
+    if (speaking !== mine) return release(mine);
+    const why = {
+      NotAllowedError: "The microphone is blocked. Allow it for this page in the address bar, then press Speak again.",
+      NotFoundError: "There is no microphone. Plug one in, then press Speak again.",
+      NotReadableError: "Another program holds the microphone. Close it there, then press Speak again.",
+    }[error.name];
+    stopSpeaking(why ?? (error.status === 401 ? "" : `Speaking does not work now: ${error.message}.`));
+  }
+}
+
+function release(mine) {
+  mine.stream?.getTracks().forEach((track) => { track.onended = null; track.stop(); });
+  mine.session?.close();
+  mine.context?.close();
+}
+
+function stopSpeaking(why = "") {
+  const mine = speaking;
+  speaking = null;
+  if (mine) release(mine);
+  button("Speak", false);
+  $("speak").setAttribute("aria-pressed", "false");
+  $("speak").style.setProperty("--level", 0);
+  note(why, Boolean(why));
+  play();
+  show();
+}
+
+function button(label, busy) {
+  $("speak-label").textContent = label;
+  $("speak").setAttribute("aria-busy", String(busy));
+}
+
+function note(text, bad = false) {
+  $("note").textContent = text;
+  $("note").classList.toggle("bad", bad);
+}
+
+function level(mine) {
+  const context = (mine.context = new AudioContext());
+  const analyser = context.createAnalyser();
+  analyser.fftSize = 512;
+  context.createMediaStreamSource(mine.stream).connect(analyser);
+  const samples = new Float32Array(analyser.fftSize);
+  let shown = 0;
+  const draw = () => {
+    if (speaking !== mine) return;
+    analyser.getFloatTimeDomainData(samples);
+    const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
+    const heard = Math.min(1, Math.max(0, (10 * Math.log10(power + 1e-9) + 55) / 45));
+    shown = Math.max(heard, 0.9 * shown);
+    $("speak").style.setProperty("--level", shown.toFixed(2));
+    requestAnimationFrame(draw);
+  };
+  draw();
+}
+
+$("speak").onclick = speak;
+
+// --- the controls
+
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    if (error.status !== 401) note(error.status ? `${error.message}.` : "The head cannot be reached now.", true);
+  }
+}
+
+const interrupt = () => attempt(() => ask("/interrupt", { method: "POST" }));
+$("hush").onclick = interrupt;
+
+addEventListener("keydown", (event) => {
+  if (clean || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  const typing = event.target.closest("button, input, summary, a");
+  if (event.key === "Escape" && !document.fullscreenElement) interrupt();
+  if (typing) return;
+  if (event.key === " ") { event.preventDefault(); interrupt(); }
+  if (event.key === "m") setSound(video.muted);
+  if (event.key === "f") full();
+});
+
+function full() {
+  const frame = $("frame");
+  if (document.fullscreenElement) return document.exitFullscreen();
+  if (frame.requestFullscreen) return frame.requestFullscreen().catch(() => {});
+  video.webkitEnterFullscreen?.(); // iPhones show videos only
+}
+$("full").onclick = full;
+document.addEventListener("fullscreenchange", () => icon("full", document.fullscreenElement ? "i-small" : "i-full"));
+
+// sliders: shown at once, sent a few times a second at most, the last one always
+const ranges = ["intensity", "yaw", "pitch", "roll"];
+let touched = 0;
+let pending = null;
+
+function showRange(id, value) {
+  const range = $(id);
+  range.value = value;
+  range.style.setProperty("--part", `${(100 * (range.value - range.min)) / (range.max - range.min)}%`);
+  $(`${id}-value`).textContent = id === "intensity" ? Number(value).toFixed(2) : `${Math.round(value)}°`;
+}
+
+function restyle() {
+  touched = performance.now();
+  pending ??= setTimeout(() => {
+    pending = null;
+    const [intensity, ...pose] = ranges.map((id) => Number($(id).value));
+    attempt(() => post("/style", { intensity, pose }));
+  }, 120);
+}
+
+for (const id of ranges) $(id).oninput = () => { showRange(id, $(id).value); restyle(); };
+$("straight").onclick = () => { for (const id of ranges.slice(1)) showRange(id, 0); restyle(); };
+
+// portraits
+let current = "";
+let own = null; // an object URL of an uploaded picture
+
+async function loadFaces() {
+  const { portrait, portraits } = await (await ask("/portraits")).json();
+  const tiles = await Promise.all(portraits.map(async ({ name, picture }) => {
+    const url = URL.createObjectURL(await (await ask(picture)).blob());
+    return tile(name, url, () => choose(name));
+  }));
+  const add = document.createElement("button");
+  add.type = "button";
+  add.className = "face add";
+  add.title = "Use your own picture";
+  add.setAttribute("aria-label", "Use your own picture");
+  add.innerHTML = '<svg aria-hidden="true"><use href="#i-plus"/></svg>';
+  add.onclick = () => $("file").click();
+  $("faces").replaceChildren(...tiles, add);
+  mark(portrait);
+}
+
+function tile(name, url, choose) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "face";
+  button.dataset.name = name;
+  button.setAttribute("role", "radio");
+  const image = document.createElement("img");
+  image.src = url;
+  image.alt = name === "uploaded" ? "Your picture" : name[0].toUpperCase() + name.slice(1);
+  button.title = image.alt;
+  button.append(image);
+  button.onclick = choose;
+  button.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const all = [...$("faces").querySelectorAll('[role="radio"]')];
+    all[(all.indexOf(button) + step + all.length) % all.length].focus();
+  };
+  return button;
+}
+
+function mark(name) {
+  current = name;
+  const all = [...$("faces").querySelectorAll('[role="radio"]')];
+  for (const each of all) each.setAttribute("aria-checked", String(each.dataset.name === name));
+  const chosen = all.find((each) => each.dataset.name === name) ?? all[0];
+  for (const each of all) each.tabIndex = each === chosen ? 0 : -1;
+  if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
+}
+
+async function changing(name, work) {
+  const tile = $("faces").querySelector(`[data-name="${CSS.escape(name)}"]`);
+  $("faces").setAttribute("aria-busy", "true");
+  tile?.setAttribute("aria-busy", "true");
+  try {
+    await work();
+    mark(name);
+  } finally {
+    $("faces").removeAttribute("aria-busy");
+    tile?.removeAttribute("aria-busy");
+  }
+}
+
+const choose = (name) => name !== current && attempt(() => changing(name, () => post("/portrait", { name })));
+
+let chosen = null;
+$("file").onchange = async () => {
+  const [file] = $("file").files;
+  $("file").value = "";
+  if (!file) return;
+  $("consent").checked = false;
+  $("upload-use").disabled = true;
+  $("upload-error").textContent = "";
+  $("preview").src = URL.createObjectURL(file);
+  $("upload").showModal();
+  chosen = await fit(file).catch(() => null);
+  if (!chosen) $("upload-error").textContent = "This file is no picture that the browser can read.";
+  ready();
+};
+
+// What phones save is larger than needed, and sometimes of a kind that only they read.
+async function fit(file) {
+  const picture = await createImageBitmap(file);
+  if (file.size < 4e6 && ["image/jpeg", "image/png", "image/webp"].includes(file.type)) return file;
+  const scale = Math.min(1, 2000 / Math.max(picture.width, picture.height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.round(picture.width * scale);
+  canvas.height = Math.round(picture.height * scale);
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
+}
+
+const ready = () => { $("upload-use").disabled = !($("consent").checked && chosen); };
+$("consent").onchange = ready;
+$("upload-cancel").onclick = () => $("upload").close();
+$("upload").querySelector("form").onsubmit = async (event) => {
+  event.preventDefault();
+  $("upload-use").disabled = true;
+  $("upload-error").textContent = "";
+  try {
+    await ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": chosen.type }, body: chosen });
+    if (own) URL.revokeObjectURL(own);
+    own = URL.createObjectURL(chosen);
+    $("faces").querySelector('[data-name="uploaded"]')?.remove();
+    const body = chosen;
+    $("faces").lastChild.before(tile("uploaded", own, () => current !== "uploaded" && attempt(() => changing("uploaded", () =>
+      ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body })))));
+    mark("uploaded");
+    $("upload").close();
+  } catch (error) {
+    $("upload-error").textContent = `${error.message.replace(/^uploaded picture: /, "")}.`;
+    ready();
+  }
+};
+
+// --- what is going on
+
+let state = null;
+
+function show() {
+  const told = !connected ? ["away", gone]
+    : speaking && state?.guest ? ["you", "You are speaking"]
+    : speaking ? ["you", "Listening to you"]
+    : state?.guest ? ["speaking", "A guest is speaking"]
+    : state?.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
+  root.dataset.state = told[0];
+  if ($("state").textContent !== told[1]) $("state").textContent = told[1];
+}
+
+let last = null;
+async function figures() {
+  const report = connected ? await inbound(viewing.peer).catch(() => null) : null;
+  let buffered = 0;
+  if (report && last && report.timestamp > last.timestamp) {
+    const seconds = (report.timestamp - last.timestamp) / 1000;
+    const fps = (report.framesDecoded - last.framesDecoded) / seconds;
+    const emitted = report.jitterBufferEmittedCount - last.jitterBufferEmittedCount;
+    if (emitted > 0) buffered = (report.jitterBufferDelay - last.jitterBufferDelay) / emitted;
+    $("fps").textContent = `${Math.round(fps)} fps`;
+  }
+  if (!report) $("fps").textContent = "–";
+  last = report;
+  $("latency").textContent = state?.latency_seconds ? `${(state.latency_seconds + buffered).toFixed(2)} s` : "–";
+  $("viewers").textContent = state ? String(state.viewers) : "–";
+}
+
+async function follow() {
+  for (;;) {
+    if (!document.hidden) {
+      try {
+        state = await (await ask("/state")).json();
+        if (performance.now() - touched > 1500) ["intensity", ...ranges.slice(1)].forEach((id, index) =>
+          showRange(id, index ? state.pose[index - 1] : state.intensity));
+        if (!$("faces").children.length) await loadFaces();
+        else if (state.portrait !== current && !$("faces").hasAttribute("aria-busy")) mark(state.portrait);
+      } catch {
+        state = null;
+      }
+      await figures();
+      show();
+    }
+    await sleep(1);
+  }
+}
+
+if (!clean) {
+  for (const id of ranges) showRange(id, $(id).value);
+  follow();
+}
+watch();

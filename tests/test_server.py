@@ -1,0 +1,794 @@
+"""The server as browsers and programs meet it: real HTTP and WebSockets, to a live head with a small model."""
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live_fakes import LatentRenderer, LoudnessModel
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.features import SAMPLE_RATE
+from plugin import server as server_module
+from plugin.guard import Guard
+from plugin.render import bundled_portraits
+from plugin.run import Show, make_show
+from plugin.server import Pulse, Server, address, listen
+from plugin.settings import SettingsError, load_settings
+from transports import websocket
+from transports.media import LazySink, TransportError
+from transports.websocket import PcmForm, Splitter, Utterance, parse_form
+
+TOKEN = "correct-horse"
+FACE = bundled_portraits()["bo"].read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Screen(LazySink):
+    def __init__(self):
+        self.frames = []
+
+    def open(self, form):
+        pass
+
+    def send(self, frame):
+        self.frames.append(frame)
+
+    def close(self):
+        pass
+
+    @property
+    def sound(self) -> np.ndarray:
+        """What was said, without the silence."""
+        heard = np.concatenate([np.zeros(0, np.float32), *(frame.audio for frame in self.frames)])
+        return heard[heard != 0]
+
+
+@dataclass
+class Served:
+    """A running head, and a client of its server."""
+
+    show: Show
+    url: str
+    client: aiohttp.ClientSession
+    screen: Screen
+    stop: asyncio.Event
+    task: asyncio.Task
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def server(self) -> Server:
+        return self.show.services[0].__self__
+
+    def speak(self, query: str = "", **more):
+        return self.client.ws_connect(f"{self.url}/speak{query}", **more)
+
+
+@contextlib.asynccontextmanager
+async def serving(token: str = "", **flags):
+    given = {"server.port": "0", "server.token": token, "live.source": "none", "live.latency": "interactive"}
+    settings = load_settings({**given, "video.size": "128", **{k.replace("__", "."): v for k, v in flags.items()}})
+    told: list[str] = []
+    show = make_show(settings, told.append, LoudnessModel(), LatentRenderer)
+    screen = Screen()
+    show.sinks.append(screen)
+    stop = asyncio.Event()
+    task = asyncio.create_task(show.run(20, stop))
+    async with aiohttp.ClientSession() as client:
+        while not told and not task.done():
+            await asyncio.sleep(0.01)
+        url = re.search(r"http://\S+[^/\s]", " ".join(told))[0]
+        yield Served(show, url, client, screen, stop, task, told)
+        stop.set()
+        await task
+
+
+def live(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+async def until(what, seconds: float = 8.0):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never happened"
+        await asyncio.sleep(0.01)
+
+
+# --- the page, and what every answer says
+
+
+def test_the_page_needs_nothing_of_another_host():
+    async def look():
+        async with serving() as served:
+            answers = {}
+            for path in ("/", "/?view=clean", "/page.js", "/page.css", "/icon.svg"):
+                async with served.client.get(served.url + path) as answer:
+                    answers[path] = (answer.status, answer.content_type, await answer.text(), dict(answer.headers))
+            return answers
+
+    answers = live(look())
+    assert {path: answer[:2] for path, answer in answers.items()} == {
+        "/": (200, "text/html"),
+        "/?view=clean": (200, "text/html"),
+        "/page.js": (200, "text/javascript"),
+        "/page.css": (200, "text/css"),
+        "/icon.svg": (200, "image/svg+xml"),
+    }
+    for path, (_, _, text, headers) in answers.items():
+        named = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text)) - {"http://www.w3.org"}
+        assert not named, path
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'")
+        assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Server"] == "ifmdm"
+    page = answers["/"][2]
+    # the policy forbids what is written into the page itself
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page)
+    # what the script asks for by id is in the page
+    for name in re.findall(r'\$\("([\w-]+)"\)', answers["/page.js"][2]):
+        assert f'id="{name}"' in page, name
+
+
+def test_whatever_goes_wrong_is_one_line_that_tells_nothing_of_the_inside(monkeypatch, caplog):
+    async def look():
+        async with serving() as served:
+
+            def broken():
+                raise ZeroDivisionError("inside")
+
+            monkeypatch.setattr(served.server, "_peers", broken)
+            answers = []
+            for method, path in (("GET", "/state"), ("GET", "/none"), ("POST", "/health"), ("GET", "/../etc/passwd")):
+                async with served.client.request(method, served.url + path) as answer:
+                    answers.append((answer.status, answer.content_type, await answer.text(), answer.headers["Server"]))
+            port = urlsplit(served.url).port
+            for bytes_ in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: \x00\r\n\r\n", b"GET /\xff HTTP/9.9\r\n\r\n"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(bytes_)
+                answer = (await asyncio.wait_for(reader.read(), 5)).decode()
+                writer.close()
+                assert " 400 " in answer.splitlines()[0]
+                assert not re.search("aiohttp|Python|Traceback", answer)
+                answers.append((400, "text/plain", answer.partition("\r\n\r\n")[2], "ifmdm"))
+            monkeypatch.undo()
+            return answers
+
+    answers = live(look())
+    assert [answer[0] for answer in answers] == [500, 404, 405, 404, 400, 400, 400]
+    for _, kind, text, server in answers:
+        assert (kind, server) == ("text/plain", "ifmdm")
+        assert text.count("\n") == 0 < len(text)
+        assert not re.search("inside|Zero|Traceback|aiohttp|Python", text)
+    assert "inside" in caplog.text  # for us
+
+
+# --- who may come in
+
+
+def test_every_route_needs_the_token_and_only_the_token():
+    public = {"/", "/page.js", "/page.css", "/icon.svg", "/favicon.ico"}
+
+    async def ask(served, method, path, **headers):
+        async with served.client.request(method, served.url + path, headers=headers, allow_redirects=False) as answer:
+            return answer.status
+
+    async def look():
+        async with serving(token=TOKEN) as served:
+            routes = {
+                (route.method, route.resource.canonical.replace("{", "").replace("}", ""))
+                for route in served.server.app().router.routes()
+            }
+            assert len(routes) > 15
+            assert {path for _, path in routes} >= {"/health", "/metrics", "/speak", "/whep", "/whip", "/portrait"}
+            for method, path in sorted(routes):
+                method = "GET" if method == "*" else method
+                if path in public:
+                    assert await ask(served, method, path) in (200, 308)
+                    continue
+                for given in (
+                    {}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN},
+                    {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": "Bearer"}, {"Cookie": f"token={TOKEN}"},
+                ):  # fmt: skip
+                    assert await ask(served, method, path, **given) == 401, (method, path, given)
+                assert await ask(served, method, f"{path}?token={TOKEN}") == 401
+                assert await ask(served, method, path, Authorization=f"bearer {TOKEN}") != 401, (method, path)
+            assert await ask(served, "GET", "/unknown") == 401
+            # a browser's WebSocket can set no header
+            for query, fine in ((f"?token={TOKEN}", True), ("?token=wrong", False), ("", False)):
+                try:
+                    async with served.speak(query):
+                        assert fine
+                except aiohttp.WSServerHandshakeError as error:
+                    assert not fine and error.status == 401
+
+    live(look())
+
+
+@pytest.mark.parametrize(
+    ("host", "fine"),
+    [
+        ("127.0.0.1:{port}", True),
+        ("localhost:{port}", True),
+        ("localhost:9999", True),  # a tunnel
+        ("[::1]:{port}", True),
+        ("127.9.9.9", True),
+        ("evil.example", False),
+        ("evil.example:{port}", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("192.168.1.5:{port}", False),
+        ("[::1", False),
+    ],
+)  # fmt: skip
+def test_without_a_token_only_names_of_this_machine_are_answered(host, fine):
+    assert Guard().allows_host(host.format(port=8080)) is fine
+    assert Guard(TOKEN).allows_host(host.format(port=8080))
+
+
+def test_pages_of_other_origins_are_refused_unless_listed():
+    ours, theirs = "https://ours.example", "https://theirs.example"
+
+    async def ask(served, method, path, origin, **headers):
+        headers |= {"Origin": origin} if origin else {}
+        async with served.client.request(method, served.url + path, headers=headers) as answer:
+            allowed = {k: v for k, v in answer.headers.items() if k.startswith("Access-Control")}
+            return answer.status, allowed, answer.headers.get("Vary")
+
+    async def look():
+        async with serving(token=TOKEN, server__origins=ours) as served:
+            bearer = {"Authorization": f"Bearer {TOKEN}"}
+            preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+            assert (await ask(served, "POST", "/interrupt", served.url, **bearer))[:2] == (204, {})
+            assert (await ask(served, "POST", "/interrupt", None, **bearer))[:2] == (204, {})
+            for origin in (theirs, "null", "https://ours.example.evil", "http://ours.example"):
+                assert (await ask(served, "POST", "/interrupt", origin, **bearer))[:2] == (403, {})
+                assert (await ask(served, "OPTIONS", "/whep", origin, **preflight))[:2] == (403, {})
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+                    await served.speak(f"?token={TOKEN}", origin=origin)
+            status, allowed, vary = await ask(served, "OPTIONS", "/whep", ours, **preflight)
+            assert status == 204 and vary == "Origin"
+            assert allowed["Access-Control-Allow-Origin"] == ours
+            assert {"POST", "DELETE", "PATCH"} <= set(allowed["Access-Control-Allow-Methods"].split(", "))
+            assert "Authorization" in allowed["Access-Control-Allow-Headers"]
+            # a preflight opens nothing
+            assert (await ask(served, "OPTIONS", "/whep", ours))[0] == 401
+            for path, given in (("/state", bearer), ("/state", {})):
+                status, allowed, vary = await ask(served, "GET", path, ours, **given)
+                assert status == (200 if given else 401)
+                assert allowed["Access-Control-Allow-Origin"] == ours
+                assert {"Location", "Link", "ETag"} <= set(allowed["Access-Control-Expose-Headers"].split(", "))
+                assert "Access-Control-Allow-Credentials" not in allowed
+
+    live(look())
+
+
+def test_what_another_site_sends_to_a_machine_without_a_token_is_refused():
+    async def look():
+        async with serving() as served:
+            for headers, status in (
+                ({}, 204),
+                ({"Origin": served.url}, 204),
+                ({"Origin": "https://evil.example"}, 403),
+                ({"Host": "evil.example", "Origin": "http://evil.example"}, 421),  # DNS rebinding
+                ({"Host": "evil.example"}, 421),
+            ):
+                async with served.client.post(served.url + "/interrupt", headers=headers) as answer:
+                    assert answer.status == status, headers
+                    assert (await answer.text()).count("\n") == 0
+
+    live(look())
+
+
+# --- what is sent
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body", "status", "told"),
+    [
+        ("/style", JSON, b'{"intensity": 1.5, "pose": [5, -3, 1]}', 200, '"intensity": 1.5, "pose": [5.0, -3.0, 1.0]'),
+        ("/style", JSON, b"{}", 200, '"intensity": 1.0'),
+        ("/style", JSON, b'{"intensity": 2.1}', 422, "intensity: Input should be less than or equal to 2"),
+        ("/style", JSON, b'{"intensity": NaN}', 422, "intensity"),
+        ("/style", JSON, b'{"intensity": true}', 422, "intensity"),
+        ("/style", JSON, b'{"pose": [1, 2]}', 422, "pose"),
+        ("/style", JSON, b'{"colour": "red"}', 422, "colour: Extra inputs are not permitted"),
+        ("/style", JSON, b"{", 400, "Invalid JSON"),
+        ("/style", JSON, b"[" * 60_000, 400, "Invalid JSON"),
+        ("/style", JSON, b"\xff\xfe", 400, "Invalid JSON"),
+        ("/style", JSON, b" " * 70_000, 413, "Maximum request body size"),
+        ("/style", "text/plain", b"{}", 415, "send application/json"),
+        ("/portrait", JSON, b'{"name": "bo"}', 200, '{"portrait": "bo"}'),
+        ("/portrait", JSON, b'{"name": "../voice"}', 404, "no such portrait; there are ada, bo, chidi, dalia"),
+        ("/portrait", JSON, b'{"name": "/etc/passwd"}', 404, "no such portrait"),
+        ("/portrait", JSON, b'{"path": "bo"}', 422, "name: Field required"),
+        ("/portrait?consent=true", "image/jpeg", FACE, 200, '{"portrait": "uploaded"}'),
+        ("/portrait", "image/jpeg", FACE, 403, "a face needs consent"),
+        ("/portrait?consent=perhaps", "image/jpeg", FACE, 403, "a face needs consent"),
+        ("/portrait?consent=true", "image/jpeg", FACE[:3000], 422, "the JPEG is damaged or cut short"),
+        ("/portrait?consent=true", "image/png", b"plain words", 422, "not a picture"),
+        ("/portrait?consent=true", "image/jpeg", b"", 400, "the picture is empty"),
+        ("/portrait?consent=true", "image/gif", b"GIF89a", 415, "send a JPEG, PNG or WebP"),
+        ("/portrait?consent=true", "multipart/form-data; boundary=x", b"--x--", 415, "send a JPEG"),
+        ("/portrait?consent=true", "image/jpeg", bytes(11 << 20), 413, "larger than 10 MiB"),
+    ],
+)  # fmt: skip
+def test_a_body_is_taken_or_refused_in_one_line(path, kind, body, status, told):
+    async def look():
+        async with serving() as served:
+            async with served.client.post(served.url + path, data=body, headers={"Content-Type": kind}) as answer:
+                got = answer.status, await answer.text()
+            async with served.client.get(served.url + "/state") as answer:
+                return *got, await answer.json()
+
+    got, text, state = live(look())
+    assert (got, text.count("\n")) == (status, 0), text
+    assert told in text
+    assert state["portrait"] == (json.loads(text)["portrait"] if "/portrait" in path and status == 200 else "ada")
+    if "/style" in path and status == 200:
+        assert [state["intensity"], state["pose"]] == list(json.loads(text).values())
+
+
+def test_a_picture_without_a_length_is_limited_too_and_one_that_never_comes(monkeypatch):
+    monkeypatch.setattr(server_module, "UPLOAD_SECONDS", 0.3)
+
+    async def many(count, wait=0.0):
+        for _ in range(count):
+            yield bytes(1 << 20)
+            await asyncio.sleep(wait)
+
+    async def look():
+        async with serving() as served:
+            where, kind = served.url + "/portrait?consent=true", {"Content-Type": "image/jpeg"}
+            got = []
+            for body in (many(20), many(2, 5.0)):
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with served.client.post(where, data=body, headers=kind) as answer:
+                        got.append(answer.status)
+            # the next one is not held up
+            async with served.client.post(where, data=FACE, headers=kind) as answer:
+                return [*got, answer.status]
+
+    got = live(look())
+    assert got[-2:] == [408, 200]
+    assert set(got[:-2]) <= {413}
+
+
+def test_one_portrait_at_a_time():
+    async def look():
+        async with serving() as served:
+            prepare, begun = served.show.prepare, asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def slow(picture):
+                loop.call_soon_threadsafe(begun.set)
+                time.sleep(0.3)
+                return prepare(picture)
+
+            served.show.prepare = slow
+
+            async def change(name):
+                async with served.client.post(served.url + "/portrait", json={"name": name}) as answer:
+                    return answer.status, answer.headers.get("Retry-After")
+
+            first = asyncio.create_task(change("bo"))
+            await begun.wait()
+            second = await change("chidi")
+            return await first, second, await change("dalia"), served.show.portrait
+
+    assert live(look()) == ((200, None), (409, "2"), (200, None), "dalia")
+
+
+def test_portraits_are_listed_with_small_pictures():
+    async def look():
+        async with serving() as served:
+            async with served.client.get(served.url + "/portraits") as answer:
+                listed = await answer.json()
+            sizes = []
+            for each in listed["portraits"]:
+                async with served.client.get(served.url + each["picture"]) as answer:
+                    assert answer.content_type == "image/jpeg"
+                    sizes.append(len(await answer.read()))
+            for name in ("nobody", "..%2Fvoice.flac", "%2e%2e%2f%2e%2e%2fsettings.py", "ada.jpg"):
+                async with served.client.get(f"{served.url}/portraits/{name}") as answer:
+                    assert answer.status == 404
+            return listed, sizes
+
+    listed, sizes = live(look())
+    assert listed["portrait"] == "ada"
+    assert [each["name"] for each in listed["portraits"]] == ["ada", "bo", "chidi", "dalia"]
+    assert all(1_000 < size < 30_000 for size in sizes)
+
+
+# --- what is told
+
+
+def test_health_state_and_metrics_tell_what_happens():
+    async def look():
+        async with serving() as served:
+            await until(lambda: served.server._pulse.rate > 20)
+            served.show.stream.push(np.full(1600, 0.5, np.float32))
+            await until(lambda: served.show.stream.figures.latency)
+            served.show.problems["camera"] = "camera: it is gone"
+            async with served.client.get(served.url + "/health") as answer:
+                health = answer.status, await answer.json()
+            async with served.client.get(served.url + "/state") as answer:
+                state = await answer.json()
+            async with served.client.get(served.url + "/none") as answer:
+                assert answer.status == 404
+            async with served.client.get(served.url + "/metrics") as answer:
+                assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+                text = await answer.text()
+            return health, state, text
+
+    (status, health), state, text = live(look())
+    assert (status, health["status"], health["problems"]) == (200, "degraded", ["camera: it is gone"])
+    assert 20 < health["frames_per_second"] < 60
+    assert (state["portrait"], state["fps"], state["size"], state["viewers"], state["guest"]) == ("ada", 45, 128, 0, False)
+    assert state["latency_seconds"] == pytest.approx(0.25, abs=0.1)
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            samples[sample.name, *sample.labels.values()] = sample.value
+    assert samples["ifmdm_frames_total",] >= 10
+    assert samples["ifmdm_latency_seconds", "0.95"] > 0.1
+    assert samples["ifmdm_work_seconds", "0.5"] > 0
+    assert samples["ifmdm_problem", "camera"] == 1
+    for name in ("ifmdm_frames_late_total", "ifmdm_frames_undrawn_total", "ifmdm_frames_lost_total",
+                 "ifmdm_interrupts_total", "ifmdm_webrtc_viewers", "ifmdm_speakers", "ifmdm_speaking_sockets",
+                 "ifmdm_backlog_seconds", "ifmdm_socket_backlog_seconds", "ifmdm_resyncs_total"):  # fmt: skip
+        assert samples[name,] >= 0
+    assert samples["process_resident_memory_bytes",] > 1e6
+    assert samples["ifmdm_requests_total", "GET", "/state", "200"] == 1
+    assert samples["ifmdm_requests_total", "GET", "other", "404"] == 1  # what somebody makes up is no label
+
+
+def test_a_head_that_makes_no_frames_is_not_healthy():
+    pulse = Pulse()
+    assert (pulse.rate, pulse.stalled) == (0, False)
+    for step in range(20):
+        pulse.beat(step * 0.5, step * 22)
+    assert pulse.rate == pytest.approx(44)
+    assert not pulse.stalled
+    for step in range(20, 30):
+        pulse.beat(step * 0.5, 19 * 22)
+    assert pulse.stalled
+    assert len(pulse.beats) < 10
+
+    async def look():
+        async with serving() as served:
+            served.server._pulse = pulse
+            pulse.beat = lambda *_: None
+            async with served.client.get(served.url + "/health") as answer:
+                return answer.status, (await answer.json())["status"]
+
+    assert live(look()) == (503, "stalled")
+
+
+# --- speech over a WebSocket
+
+
+def words(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).integers(1000, 20_000, round(SAMPLE_RATE * seconds)).astype("<i2")
+
+
+async def told(socket, kind: str) -> dict:
+    """The next message of a kind."""
+    while True:
+        message = await socket.receive_json(timeout=8)
+        if message["type"] == kind:
+            return message
+
+
+@pytest.mark.parametrize("form", ["s16le", "f32le"])
+def test_speech_in_odd_pieces_is_spoken_to_the_last_sample(form):
+    sent = words(0.6)
+    data = sent.tobytes() if form == "s16le" else (sent / 32768).astype("<f4").tobytes()
+
+    async def talk():
+        async with serving() as served, served.speak(f"?encoding={form}&rate=16000&channels=1") as socket:
+            ready = await socket.receive_json()
+            cuts = np.random.default_rng(1).integers(1, 700, 200).cumsum()
+            for piece in np.split(np.frombuffer(data, np.uint8), cuts[cuts < len(data)]):
+                await socket.send_bytes(piece.tobytes())
+            await socket.send_json({"type": "end"})
+            started = await told(socket, "started")
+            begun = len(served.screen.sound)
+            played = await told(socket, "played")
+            spoken = served.screen.sound
+            # and another one on the same connection
+            await socket.send_bytes(data)
+            await socket.send_json({"type": "end"})
+            return ready, started, begun, played, spoken, await told(socket, "played")
+
+    ready, started, begun, played, spoken, again = live(talk())
+    assert ready == {"type": "ready", "encoding": form, "rate": 16_000, "channels": 1}
+    assert started == {"type": "started"}
+    assert 0 < begun < len(sent)
+    assert played == again == {"type": "played", "seconds": 0.6}
+    assert spoken == pytest.approx(sent / 32768, abs=1e-6)
+
+
+def test_another_rate_and_two_channels():
+    async def talk():
+        async with serving() as served, served.speak("?rate=48000&channels=2") as socket:
+            tone = (12_000 * np.sin(np.arange(24_000) * 2 * np.pi * 300 / 48_000)).astype("<i2")
+            await socket.send_bytes(np.stack([tone, tone], 1).tobytes())
+            await socket.send_json({"type": "end"})
+            return await told(socket, "played"), served.screen.sound
+
+    played, spoken = live(talk())
+    assert played["seconds"] == 0.5
+    assert len(spoken) == pytest.approx(8000, abs=100)
+    assert np.abs(spoken).max() == pytest.approx(12_000 / 32768, rel=0.05)
+
+
+@pytest.mark.parametrize("by", ["the sender", "somebody else"])
+def test_an_interrupt_drops_all_that_was_sent(by):
+    async def talk():
+        async with serving(live__backlog="1") as served, served.speak() as socket:
+            await socket.send_bytes(words(20).tobytes() + b"\x00")  # a byte too many, which the next message completes
+            await told(socket, "started")
+            await until(lambda: len(served.screen.sound) > 4000)
+            assert served.server._sockets.backlog > 15
+            if by == "the sender":
+                await socket.send_json({"type": "interrupt"})
+            else:
+                async with served.client.post(served.url + "/interrupt") as answer:
+                    assert answer.status == 204
+            interrupted = await told(socket, "interrupted")
+            spoken = len(served.screen.sound)
+            assert served.server._sockets.backlog == 0
+            await asyncio.sleep(0.4)
+            after = len(served.screen.sound)
+            last = words(0.3)
+            await socket.send_bytes(b"\x10" + last.tobytes())
+            await socket.send_json({"type": "end"})
+            played = await told(socket, "played")
+            return interrupted, spoken, after, played, served.screen.sound[after:], last
+
+    interrupted, spoken, after, played, then, last = live(talk())
+    assert after == spoken
+    assert interrupted["seconds"] == pytest.approx(spoken / SAMPLE_RATE, abs=0.15)
+    assert played["seconds"] == pytest.approx(0.3, abs=0.001)
+    # the odd byte and its other half are a sample of what came after
+    assert (then * 32768).round().astype(int).tolist() == [0x1000, *last.tolist()]
+
+
+def test_a_sender_that_is_too_fast_waits(monkeypatch):
+    monkeypatch.setattr(websocket, "BACKLOG_BYTES", 64_000)
+
+    async def talk():
+        async with serving(live__backlog="1") as served, served.speak() as socket:
+            seen = []
+
+            async def send():
+                for _ in range(120):
+                    await socket.send_bytes(words(4).tobytes())
+
+            sending = asyncio.create_task(send())
+            for _ in range(60):
+                await asyncio.sleep(0.02)
+                seen.append(served.server._sockets.backlog)
+            done = sending.done()
+            sending.cancel()
+            await socket.close(code=1001)
+            return done, max(seen)
+
+    done, most = live(talk())
+    assert not done  # 480 s of it do not fit into the buffers of a connection
+    assert 1 < most <= 2 + 4
+
+
+def test_what_was_sent_before_a_normal_close_is_spoken():
+    sent = words(1.5)
+
+    async def talk():
+        async with serving(live__backlog="0.5") as served:
+            async with served.speak() as socket:
+                await socket.send_bytes(sent.tobytes())
+            await until(lambda: served.server._sockets.count == 0 and served.show.stream.silent)
+            assert served.show.floor.speaker is None
+            return served.screen.sound
+
+    assert live(talk()) == pytest.approx(sent / 32768, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "code", "reason"),
+    [
+        ("?encoding=mp3", None, 1008, "encoding: give s16le or f32le"),
+        ("?rate=100", None, 1008, "rate: give a whole number from 4000 to 768000"),
+        ("?rate=1e5", None, 1008, "rate: give a whole number"),
+        ("?channels=0", None, 1008, "channels: give a whole number from 1 to 8"),
+        ("", "hello", 1003, "give binary samples"),
+        ("", '{"type": "sing"}', 1003, "give binary samples"),
+        ("", "[]", 1003, "give binary samples"),
+        ("", "[" * 20_000, 1003, "give binary samples"),
+        ("", bytes(1 << 21), 1009, ""),
+    ],
+)  # fmt: skip
+def test_a_sender_that_breaks_the_rules_is_told_which(query, message, code, reason):
+    async def talk():
+        async with serving() as served, served.speak(query) as socket:
+            if isinstance(message, bytes):
+                await socket.send_bytes(message)
+            elif message is not None:
+                await socket.send_str(message)
+            while (got := await socket.receive(timeout=5)).type is aiohttp.WSMsgType.TEXT:
+                pass
+            await until(lambda: served.server._sockets.count == 0)
+            return got.type, got.data, got.extra
+
+    kind, data, extra = live(talk())
+    assert (kind, data) == (aiohttp.WSMsgType.CLOSE, code)
+    assert reason in extra
+
+
+def test_more_speakers_than_allowed_are_asked_to_wait_and_the_second_goes_unheard():
+    async def talk():
+        async with serving() as served, contextlib.AsyncExitStack() as stack:
+            first, second, *_ = [await stack.enter_async_context(served.speak()) for _ in range(server_module.SOCKETS)]
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                await served.speak()
+            await first.send_bytes(words(0.5).tobytes())
+            await told(first, "started")
+            await second.send_bytes(words(0.5).tobytes())
+            await second.send_json({"type": "end"})
+            unheard = await told(second, "played")
+            await first.send_json({"type": "end"})
+            return unheard, await told(first, "played"), len(served.screen.sound)
+
+    unheard, played, spoken = live(talk())
+    assert unheard == {"type": "played", "seconds": 0}
+    assert played == {"type": "played", "seconds": 0.5}
+    assert spoken == 8000
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=12), st.sampled_from([1, 2, 3, 8]))
+def test_bytes_cut_anywhere_are_the_same_samples(data, cuts, channels):
+    form = PcmForm("s16le", 16_000, channels)
+    splitter, ends = Splitter(form), sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    parts = [splitter.push(data[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    whole = np.frombuffer(data[: len(data) // form.frame * form.frame], "<i2").reshape(-1, channels)
+    assert (np.concatenate([np.zeros((0, channels), np.int16), *parts]) == whole).all()
+    assert len(splitter.rest) == len(data) % form.frame
+
+
+def test_what_becomes_of_an_utterance():
+    said = Utterance(delivered=2.0)
+    assert said.look(2.4) == []  # it is still on its way
+    assert said.look(1.9) == [{"type": "started"}]
+    assert said.look(0.5) == []
+    said.delivered = 3.0
+    assert said.look(2.0) == []  # after a gap: what was spoken stays spoken
+    assert said.spoken == 1.5
+    said.ended = True
+    assert said.look(0.0) == [{"type": "played", "seconds": 3.0}]
+    assert parse_form({}) == PcmForm("s16le", 16_000, 1)
+
+
+# --- coming and going
+
+
+def test_at_the_end_everybody_is_told_within_seconds():
+    async def leave():
+        async with serving() as served:
+            socket = await served.speak()
+            await socket.receive_json()
+            slow = await asyncio.open_connection("127.0.0.1", urlsplit(served.url).port)  # asks for nothing
+            began = time.monotonic()
+            served.stop.set()
+            message = await socket.receive(timeout=5)
+            await served.task
+            took = time.monotonic() - began
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await served.client.get(served.url + "/health")
+            assert await slow[0].read() == b""
+            return message, took
+
+    async def all_of_it():
+        before = asyncio.all_tasks()
+        message, took = await leave()
+        await asyncio.sleep(0.05)
+        return message, took, asyncio.all_tasks() - before
+
+    message, took, left = live(all_of_it())
+    assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 1001, "the head stops")
+    assert took < 3
+    assert left == set()
+
+
+def test_a_guest_over_a_websocket_silences_the_house(assets):
+    async def talk():
+        async with serving(live__source="file", voice__file=str(assets / "voice.flac")) as served:
+            await until(lambda: len(served.screen.sound) > 1000)
+            async with served.speak() as socket:
+                await socket.send_bytes(words(0.5).tobytes())
+                await told(socket, "started")
+                async with served.client.get(served.url + "/state") as answer:
+                    state = await answer.json()
+                await socket.send_json({"type": "end"})
+                await told(socket, "played")
+                before = len(served.screen.sound)
+                await asyncio.sleep(0.3)
+                quiet = len(served.screen.sound) == before
+            await until(lambda: len(served.screen.sound) > before)
+            return state, quiet
+
+    state, quiet = live(talk())
+    assert state["guest"] and state["speaking"]
+    assert quiet
+
+
+def test_the_port_is_one_line_when_it_cannot_be_had():
+    with listen("127.0.0.1", 0) as door:
+        port = door.getsockname()[1]
+        with pytest.raises(TransportError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
+            Server.bind(load_settings({"server.port": str(port)}))
+    with pytest.raises(TransportError, match="no such address on this machine|not allowed|assign"):
+        listen("203.0.113.7", 0)
+    assert address("::1", 80) == "http://[::1]:80/"
+    assert address("127.0.0.1", 8080) == "http://127.0.0.1:8080/"
+    assert "0.0.0.0" not in address("0.0.0.0", 8080)
+
+
+# --- the settings
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.9", "example.org"])
+def test_no_address_but_this_machines_without_a_token(host):
+    for make in (Server.bind, lambda s: make_show(s, print, LoudnessModel(), LatentRenderer)):
+        with pytest.raises(SettingsError, match=re.escape(f"server.host = '{host}'") + ".*needs a token.*set token under"):
+            make(load_settings({"server.host": host, "server.port": "0"}))
+    assert load_settings({"server.host": host, "server.token": TOKEN}).server.token == TOKEN
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
+def test_this_machines_addresses_need_none(host):
+    assert load_settings({"server.host": host}).server.is_local
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[server]\ntoken = 'short'", "config.toml: server.token = ***: give 8 or more letters"),
+        ("[server]\ntoken = 'has spaces in it'", "config.toml: server.token = ***: give 8 or more"),
+        ("[server]\norigins = ['*']", "config.toml: server.origins = ['*']: give a list of origins"),
+        ("[server]\norigins = ['https://a.example/page']", "config.toml: server.origins"),
+        ("[server]\nport = 70000", "config.toml: server.port = 70000: give a whole number from 0"),
+        ("[webrtc]\ncodecs = ['av1']", "config.toml: webrtc.codecs = ['av1']: give a list of vp8, h264"),
+        ("[webrtc]\ncodecs = []", "config.toml: webrtc.codecs = []: give a list"),
+        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']\nspeakers = 0", "config.toml: webrtc.speakers = 0"),
+        ("[webrtc]\nice_servers = ['http://secret-word']", "config.toml: webrtc.ice_servers = ***: give a list of stun"),
+        ("[log]\nlevel = 'loud'", "config.toml: log.level = 'loud': give debug, info"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_named_and_secrets_are_not(text, told):
+    Path("config.toml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({})
+    assert str(caught.value).startswith(told)
+    assert "secret-word" not in str(caught.value) and "short" not in str(caught.value)
+
+
+def test_secrets_are_in_no_representation():
+    settings = load_settings({"server.token": TOKEN, "webrtc.ice_servers": "turn:me:secret-word@host:1"})
+    assert TOKEN not in repr(settings) and "secret-word" not in repr(settings)

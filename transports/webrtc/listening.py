@@ -1,0 +1,82 @@
+"""The voice of a peer, from its packets to whom it is for."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Protocol
+
+import av
+import numpy as np
+from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
+
+#: Lost voice becomes silence, up to here at a time. Who was silent for longer begins anew.
+GAP_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """What a voice goes to, in the event loop."""
+
+    def deliver(self, samples: np.ndarray, rate: int) -> bool:
+        """samples: (n,) or (n, channels), int16 or float32; rate: Hz."""
+
+    def finish(self) -> None:
+        """No more comes: what was held back can be used."""
+
+    def leave(self) -> None:
+        """The speaker is gone."""
+
+
+class GapFiller:
+    """Puts silence where packets were lost, so that what moves by the voice stays in step with it."""
+
+    def __init__(self) -> None:
+        self.filled = 0  # samples
+        self._next: Fraction | None = None  # seconds
+
+    def fill(self, samples: np.ndarray, rate: int, at: Fraction | None) -> np.ndarray:
+        """samples: (n, channels) whose first is at `at` seconds (None: unknown). The same, with silence before it."""
+        missing = 0 if self._next is None or at is None else round((at - self._next) * rate)
+        self._next = None if at is None else at + Fraction(len(samples), rate)
+        if 0 < missing <= GAP_SECONDS * rate:
+            self.filled += missing
+            samples = np.concatenate([np.zeros((missing, samples.shape[1]), samples.dtype), samples])
+        return samples
+
+
+def samples_of(frame: av.AudioFrame) -> np.ndarray:
+    """(n, channels) int16 or float32."""
+    array = frame.to_ndarray()
+    array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
+    return array if array.dtype in (np.int16, np.float32) else array.astype(np.float32)
+
+
+async def hear(track: MediaStreamTrack, listener: Listener) -> None:
+    """Deliver a peer's track until it ends. The track is always read: aiortc's queue in it has no bound."""
+    filler = GapFiller()
+    try:
+        while True:
+            frame = await track.recv()
+            at = None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
+            samples = filler.fill(samples_of(frame), frame.sample_rate, at)
+            listener.deliver(samples[:, 0] if samples.shape[1] == 1 else samples, frame.sample_rate)
+    except MediaStreamError:
+        pass
+    finally:
+        listener.finish()
+        listener.leave()
+
+
+def attend(track: MediaStreamTrack, listener: Listener) -> Callable[[], None]:
+    """Begin to hear; returns what ends it."""
+    task = asyncio.ensure_future(hear(track, listener))
+
+    def done(task: asyncio.Task) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("a voice was not heard to its end: %s: %s", type(error).__name__, error)
+
+    task.add_done_callback(done)
+    return lambda: task.cancel() and None

@@ -1,0 +1,261 @@
+"""Sessions over HTTP, as WHIP (RFC 9725) and WHEP (draft-ietf-wish-whep) have them in common.
+
+A POST with an offer makes a session: a peer connection under a name that nobody guesses. Its URL takes DELETE, and
+PATCH for candidates that come later (trickle ICE); ICE is not restarted. Sessions end by DELETE, by the peer's closing,
+when ICE finds that the peer is gone (RFC 7675, half a minute), and when no connection comes about.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from aiohttp import web
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.sdp import candidate_from_sdp
+
+from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take
+
+SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
+MAX_BYTES = 64 * 1024
+#: Time for ICE and DTLS, and to let a peer go.
+CONNECT_SECONDS, LEAVE_SECONDS = 20.0, 3.0
+RETRY_AFTER = "5"
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """One peer. ended: called once when it is over, whatever was the reason; connected: when media can flow."""
+
+    def __init__(self, connection: RTCPeerConnection) -> None:
+        self.id, self.etag = secrets.token_urlsafe(16), f'"{secrets.token_hex(8)}"'
+        self.connection = connection
+        self.ended: list[Callable[[], None]] = []
+        self.connected: list[Callable[[], None]] = []
+        self.candidates = 0
+        self._over: asyncio.Task | None = None
+        self._limit: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        """Notice when the peer comes and goes."""
+        self._limit = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self.end)
+
+        def changed() -> None:
+            state = self.connection.connectionState
+            if state == "connected":
+                self._limit.cancel()
+                waiting, self.connected = self.connected, []
+                for call in waiting:
+                    call()
+            elif state in ("failed", "closed"):
+                self.end()
+
+        self.connection.on("connectionstatechange", changed)
+
+    def end(self) -> asyncio.Task:
+        """It is over; the task that closes what is left of it."""
+        if self._over is None:
+            if self._limit is not None:
+                self._limit.cancel()
+            ended, self.ended, self.connected = self.ended, [], []
+            for call in ended:
+                call()
+            self._over = asyncio.ensure_future(self._close())
+        return self._over
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.wait_for(self.connection.close(), LEAVE_SECONDS)
+        except Exception as error:
+            _log.warning("a peer connection did not close: %s: %s", type(error).__name__, error)
+
+
+class Sessions:
+    """The sessions of an endpoint, `limit` at most."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[str, Session] = {}
+        self._coming = 0
+        self._leaving: set[asyncio.Task] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, name: str) -> Session:
+        """Raises Refusal."""
+        if name not in self._open:
+            raise Refusal(404, "there is no such session")
+        return self._open[name]
+
+    @contextlib.asynccontextmanager
+    async def coming(self, session: Session) -> AsyncIterator[Session]:
+        """Negotiate in this block: after it the session is one of these, or over if that failed. Raises Refusal."""
+        if self._closed or len(self._open) + self._coming >= self._limit:
+            await session.end()
+            reason = "the head is about to end" if self._closed else f"all {self._limit} places are taken"
+            raise Refusal(503, f"{reason}; try again later", {"Retry-After": RETRY_AFTER})
+        self._coming += 1
+        try:
+            yield session
+            if self._closed:
+                raise Refusal(503, "the head is about to end", {"Retry-After": RETRY_AFTER})
+        except BaseException:
+            await session.end()
+            raise
+        finally:
+            self._coming -= 1
+        self._open[session.id] = session
+        session.ended.append(lambda: self._forget(session))
+        session.watch()
+
+    def _forget(self, session: Session) -> None:
+        self._open.pop(session.id, None)
+        # called within Session.end, before its task is there
+        asyncio.get_running_loop().call_soon(self._keep, session)
+
+    def _keep(self, session: Session) -> None:
+        task = session.end()
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def aclose(self) -> None:
+        """End all, and let no more come."""
+        self._closed = True
+        tasks = [session.end() for session in list(self._open.values())]
+        await asyncio.gather(*tasks, *self._leaving, return_exceptions=True)
+
+
+def refusing(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Callable:
+    """A handler whose Refusal becomes the response: its status and one line of text."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            # unread bytes of a body that was refused must not be taken for the next request
+            response = web.Response(status=refusal.status, text=f"{refusal}\n", headers=refusal.headers)
+            if not request.content.at_eof():
+                response.force_close()
+            return response
+
+    return handle
+
+
+async def read_body(request: web.Request, kind: str) -> str:
+    """The body, which must be of the content type `kind`. Raises Refusal."""
+    if request.content_type != kind:
+        raise Refusal(415, f"send {kind}", {"Accept-Post" if kind == SDP else "Accept-Patch": kind})
+    body = bytearray()
+    if request.content_length is None or request.content_length <= MAX_BYTES:
+        async for chunk in request.content.iter_chunked(MAX_BYTES):
+            body += chunk
+            if len(body) > MAX_BYTES:
+                break
+    if len(body) > MAX_BYTES or (request.content_length or 0) > MAX_BYTES:
+        raise Refusal(413, f"more than {MAX_BYTES} bytes")
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise Refusal(400, "this is not UTF-8") from None
+
+
+def check_accept(request: web.Request) -> None:
+    """Raises Refusal if the client takes no SDP."""
+    accepted = request.headers.get("Accept", "*/*").lower()
+    if not any(kind in accepted for kind in ("*/*", "application/*", SDP)):
+        raise Refusal(406, f"the answer is {SDP}")
+
+
+async def read_request(request: web.Request) -> Offer:
+    """The offer of a POST. Raises Refusal."""
+    text = await read_body(request, SDP)
+    check_accept(request)
+    return read_offer(text)
+
+
+async def negotiate(connection: RTCPeerConnection, offer: Offer, kept: Sequence[Part]) -> str:
+    """Answer the parts that are kept, for which the connection has its transceivers. Raises Refusal.
+
+    Nothing connects before the caller awaits something: until then it can say what is to happen when it does."""
+    try:
+        await connection.setRemoteDescription(RTCSessionDescription(take(offer, kept), "offer"))
+        await connection.setLocalDescription()
+    except Exception as error:  # of many kinds: what the parser let pass and aiortc cannot do
+        _log.info("an offer was refused: %s: %s", type(error).__name__, error)
+        raise Refusal(422, "the offer cannot be answered") from None
+    return answer(offer, kept, connection.localDescription.sdp)
+
+
+def created(request: web.Request, session: Session, text: str, links: Sequence[str]) -> web.Response:
+    """201, with the session's URL."""
+    response = web.Response(status=201, text=text, content_type=SDP)
+    response.headers["Location"] = f"{request.path.rstrip('/')}/{session.id}"
+    response.headers["ETag"] = session.etag
+    response.headers["Accept-Patch"] = FRAGMENT
+    for link in links:
+        response.headers.add("Link", link)
+    return response
+
+
+async def trickle(session: Session, request: web.Request) -> web.Response:
+    """Candidates that were found after the offer (RFC 8840 section 9, RFC 9725 section 4.3). Raises Refusal."""
+    text = await read_body(request, FRAGMENT)
+    match = request.headers.get("If-Match")
+    ufrag = re.search(r"(?m)^a=ice-ufrag:(\S+)", text)
+    names = re.findall(r"(?m)^a=ice-ufrag:(\S+)", session.connection.remoteDescription.sdp)
+    if match == "*" or (ufrag and ufrag[1] not in names):
+        raise Refusal(422, "ICE cannot be restarted here: begin a new session")
+    # some clients send no If-Match; there is one ICE session only, so nothing can be mistaken
+    if match is not None and match != session.etag:
+        raise Refusal(412, "this is not the session's ETag")
+    mid = None
+    try:
+        for line in text.splitlines():
+            if line.startswith("a=mid:"):
+                mid = line.removeprefix("a=mid:").strip()
+            elif line.startswith("a=candidate:") and session.candidates < MAX_CANDIDATES:
+                session.candidates += 1
+                candidate = candidate_from_sdp(line.removeprefix("a=candidate:"))
+                candidate.sdpMid, candidate.sdpMLineIndex = mid, 0 if mid is None else None
+                await session.connection.addIceCandidate(candidate)
+            elif line.startswith("a=end-of-candidates"):
+                await session.connection.addIceCandidate(None)
+    except Exception as error:
+        _log.info("candidates were refused: %s: %s", type(error).__name__, error)
+        raise Refusal(400, "a candidate cannot be read") from None
+    return web.Response(status=204)
+
+
+def session_routes(
+    path: str, sessions: Sessions, post: Callable[[web.Request], Awaitable[web.Response]], links: Sequence[str]
+) -> list[web.RouteDef]:
+    """POST and OPTIONS at `path`, PATCH, DELETE and OPTIONS at the sessions below it. Other methods get 405."""
+
+    async def options(request: web.Request) -> web.Response:
+        response = web.Response(status=204, headers={"Allow": "OPTIONS, POST", "Accept-Post": SDP})
+        for link in links:
+            response.headers.add("Link", link)
+        return response
+
+    async def session_options(request: web.Request) -> web.Response:
+        return web.Response(status=204, headers={"Allow": "DELETE, OPTIONS, PATCH", "Accept-Patch": FRAGMENT})
+
+    async def patch(request: web.Request) -> web.Response:
+        return await trickle(sessions.get(request.match_info["session"]), request)
+
+    async def delete(request: web.Request) -> web.Response:
+        await sessions.get(request.match_info["session"]).end()
+        return web.Response()
+
+    return [
+        web.post(path, refusing(post)),
+        web.options(path, options),
+        web.patch(f"{path}/{{session}}", refusing(patch)),
+        web.delete(f"{path}/{{session}}", refusing(delete)),
+        web.options(f"{path}/{{session}}", session_options),
+    ]

@@ -1,0 +1,94 @@
+"""WHEP (draft-ietf-wish-whep-03): a viewer sends an offer and gets the head; its voice, too, if that is wanted."""
+
+from collections.abc import Callable, Collection
+
+from aiohttp import web
+from aiortc import RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
+from aiortc.rtcrtpparameters import RTCRtpCodecCapability
+
+from transports.webrtc.broadcast import Broadcast, PacketTrack
+from transports.webrtc.listening import Listener, attend
+from transports.webrtc.offers import Offer, Part, Refusal
+from transports.webrtc.options import CODECS, configuration, links
+from transports.webrtc.rtcp import date, hear, waiting
+from transports.webrtc.sessions import RETRY_AFTER, Session, created, negotiate, read_request, session_routes
+
+
+def capabilities(kind: str, name: str) -> list[RTCRtpCodecCapability]:
+    """What aiortc can do of a codec, with retransmission."""
+    known = RTCRtpSender.getCapabilities(kind).codecs
+    return [codec for codec in known if codec.name.lower() in (name, "rtx")]
+
+
+def choose(offer: Offer, codecs: Collection[str]) -> tuple[Part | None, Part | None]:
+    """The parts for picture and voice. Raises Refusal if nothing of the head could be shown or heard."""
+    video = offer.first("video", lambda part: part.takes and bool(part.codecs & set(codecs)))
+    audio = offer.first("audio", lambda part: part.takes and "opus" in part.codecs)
+    if any(part.kind == "video" and part.takes for part in offer.parts) and video is None:
+        names = " or ".join(CODECS[codec] for codec in codecs)
+        raise Refusal(406, f"no video codec in common: offer {names}")
+    if video is None and audio is None:
+        if any(part.takes and part.kind == "audio" for part in offer.parts):
+            raise Refusal(406, "no audio codec in common: offer opus")
+        raise Refusal(422, "the offer wants neither picture nor voice: offer recvonly video, audio or both")
+    return video, audio
+
+
+def wire(sender: RTCRtpSender, track: PacketTrack, broadcast: Broadcast) -> None:
+    """Tie a sender to the broadcast's clock, and its queue to what the system takes."""
+    track.waiting = lambda: waiting(sender)
+    date(sender, track.clock, lambda: track.last, broadcast.seconds)
+
+
+def show(
+    broadcast: Broadcast, session: Session, codec: str, audio: str
+) -> dict[str, RTCRtpTransceiver]:
+    """Have a session's peer see the head in `codec` ("" for not) while it is connected. audio: the direction of its
+    sound, "" for none. Returns the transceivers by kind, to be negotiated."""
+    viewer = broadcast.viewer(codec, bool(audio))
+    found = {}
+    if viewer.video is not None:
+        found["video"] = session.connection.addTransceiver(viewer.video, "sendonly")
+        found["video"].setCodecPreferences(capabilities("video", codec))
+    if viewer.voice is not None:
+        found["audio"] = session.connection.addTransceiver(viewer.voice, audio)
+        found["audio"].setCodecPreferences(capabilities("audio", "opus"))
+    for transceiver, track in zip(found.values(), filter(None, (viewer.video, viewer.voice)), strict=True):
+        wire(transceiver.sender, track, broadcast)
+    feedback = broadcast.feedback(viewer)
+
+    def connected() -> None:
+        if "video" in found:
+            hear(found["video"].sender, feedback)
+        broadcast.join(viewer)
+
+    session.connected.append(connected)
+    session.ended.append(lambda: broadcast.leave(viewer))
+    return found
+
+
+def whep_routes(
+    broadcast: Broadcast, listen: Callable[[], Listener] | None = None, path: str = "/whep"
+) -> list[web.RouteDef]:
+    """Routes for aiohttp. listen: makes what a viewer's own voice goes to, if its offer has one; None to send only."""
+    options = broadcast.options
+
+    async def post(request: web.Request) -> web.Response:
+        offer = await read_request(request)
+        video, audio = choose(offer, options.codecs)
+        kept = [part for part in (video, audio) if part is not None]
+        if not broadcast.running:
+            raise Refusal(503, "the head is not running", {"Retry-After": RETRY_AFTER})
+        session = Session(RTCPeerConnection(configuration(options)))
+        async with broadcast.sessions.coming(session):
+            codec = next(name for name in options.codecs if name in video.codecs) if video else ""
+            speaks = listen is not None and audio is not None and audio.gives
+            direction = ("sendrecv" if speaks else "sendonly") if audio else ""
+            found = show(broadcast, session, codec, direction)
+            answer = await negotiate(session.connection, offer, kept)
+            if speaks:
+                track = found["audio"].receiver.track
+                session.connected.append(lambda: session.ended.append(attend(track, listen())))
+        return created(request, session, answer, links(options))
+
+    return session_routes(path, broadcast.sessions, post, links(options))

@@ -1,0 +1,62 @@
+"""WHIP (RFC 9725): somebody sends a voice, and the head speaks it.
+
+Of an offer the first part with sound is taken. Pictures, as OBS sends them, are answered as inactive, so that nothing
+is sent in vain; parts without a codec in common, and more voices than one, are refused alone.
+"""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from aiortc import RTCPeerConnection
+
+from transports.webrtc.listening import Listener, attend
+from transports.webrtc.offers import Offer, Part, Refusal
+from transports.webrtc.options import WebRtcOptions, configuration, links
+from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
+
+
+class Speakers:
+    """The peers that send a voice. listen: makes what each one's voice goes to."""
+
+    def __init__(self, options: WebRtcOptions, listen: Callable[[], Listener]) -> None:
+        self.options, self.listen = options, listen
+        self.sessions = Sessions(options.speakers)
+
+    @property
+    def count(self) -> int:
+        return len(self.sessions)
+
+    async def aclose(self) -> None:
+        """Tell the peers and end. In the event loop."""
+        await self.sessions.aclose()
+
+
+def choose(offer: Offer) -> tuple[Part, Part | None]:
+    """The part with the voice, and one with pictures to be answered as inactive. Raises Refusal."""
+    if not any(part.kind == "audio" and part.gives for part in offer.parts):
+        raise Refusal(422, "the offer has no voice: offer sendonly audio")
+    voice = offer.first("audio", lambda part: part.gives and bool(part.codecs))
+    if voice is None:
+        raise Refusal(406, "no audio codec in common: offer opus")
+    return voice, offer.first("video", lambda part: bool(part.codecs))
+
+
+def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
+    """Routes for aiohttp."""
+    options = speakers.options
+
+    async def post(request: web.Request) -> web.Response:
+        offer = await read_request(request)
+        voice, pictures = choose(offer)
+        kept = [part for part in (voice, pictures) if part is not None]
+        session = Session(RTCPeerConnection(configuration(options)))
+        async with speakers.sessions.coming(session):
+            transceiver = session.connection.addTransceiver("audio", "recvonly")
+            if pictures is not None:
+                session.connection.addTransceiver("video", "inactive")
+            answer = await negotiate(session.connection, offer, kept)
+            track = transceiver.receiver.track
+            session.connected.append(lambda: session.ended.append(attend(track, speakers.listen())))
+        return created(request, session, answer, links(options))
+
+    return session_routes(path, speakers.sessions, post, links(options))
