@@ -57,14 +57,15 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        self.said()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
     def said(self) -> str:
-        """Everything up to now."""
-        while select.select([self.process.stdout], [], [], 0)[0]:
+        """Everything up to now, or to the end."""
+        while not self.process.stdout.closed and select.select([self.process.stdout], [], [], 0)[0]:
             data = os.read(self.process.stdout.fileno(), 65536)
             if not data:
                 break

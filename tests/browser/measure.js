@@ -50,10 +50,8 @@
     const offsets = [];
     for (let spent = 0; spent < seconds; spent += 0.5) {
       await sleep(0.5);
-      const { video: picture, audio: voice } = await inbound();
-      if (picture?.estimatedPlayoutTimestamp && voice?.estimatedPlayoutTimestamp) {
-        offsets.push(picture.estimatedPlayoutTimestamp - voice.estimatedPlayoutTimestamp);
-      }
+      const offset = await lips();
+      if (offset !== null) offsets.push(offset);
     }
     stop();
     const last = await inbound();
@@ -84,6 +82,13 @@
       lip_ms: median(offsets),
       lip_ms_range: [Math.min(...offsets), Math.max(...offsets)],
     };
+  }
+
+  // The picture's time less the voice's as the browser plays them now, in ms; null while it does not know.
+  async function lips() {
+    const { video: picture, audio: voice } = await inbound();
+    if (!picture?.estimatedPlayoutTimestamp || !voice?.estimatedPlayoutTimestamp) return null;
+    return picture.estimatedPlayoutTimestamp - voice.estimatedPlayoutTimestamp;
   }
 
   // How much a part of the picture changes from one picture to the next, mean over so many seconds.
@@ -125,7 +130,8 @@
     let last = -1;
     clicks.port.onmessage = ({ data }) => {
       const { contextTime, performanceTime } = context.getOutputTimestamp();
-      if (data - last > 0.3) heard.push(performanceTime + 1000 * (data - contextTime));
+      // less what Web Audio takes of its own on the way to the loudspeaker
+      if (data - last > 0.3) heard.push(performanceTime + 1000 * (data - contextTime - context.outputLatency));
       last = data;
     };
     context.createMediaStreamSource(stream).connect(clicks).connect(context.destination);
@@ -139,5 +145,5 @@
     return { seen: seen.length, heard: heard.length, lip_ms: median(offsets), offsets };
   }
 
-  window.measure = { peers, inbound, play, motion, flashes };
+  window.measure = { peers, inbound, play, lips, motion, flashes };
 })();
