@@ -11,6 +11,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RtcpSrPacket
 
 from transports.media import MediaFormat, MediaFrame
 
@@ -178,3 +179,62 @@ class Heard:
     @property
     def count(self):
         return sum(map(len, self.chunks))
+
+
+def flash(index: int, size: int, fps: int = FPS) -> np.ndarray:
+    """White for one frame a second, else dark."""
+    return flat(235 if index % fps == fps // 3 else 20, size)
+
+
+def click(at: np.ndarray, fps: int = FPS) -> np.ndarray:
+    """A tone of 10 ms, begun with the frame that flashes."""
+    since = at % RATE - (fps // 3) * RATE // fps
+    return np.where((since >= 0) & (since < RATE // 100), 0.8 * np.sin(2 * np.pi * 1000 * since / RATE), 0.0)
+
+
+@dataclass
+class Dated:
+    """The clock of the sender, as a viewer knows it from sender reports, for one kind."""
+
+    receiver: object
+    rate: int
+    report: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        handle = self.receiver._handle_rtcp_packet
+
+        async def noting(packet):
+            if isinstance(packet, RtcpSrPacket):
+                self.report = packet.sender_info.ntp_timestamp, packet.sender_info.rtp_timestamp
+            await handle(packet)
+
+        self.receiver._handle_rtcp_packet = noting
+
+    def seconds(self, pts: int) -> float:
+        """When the sender's clock says that `pts` of a decoded frame was."""
+        ntp, rtp = self.report
+        stamp = (pts + self.receiver._RTCRtpReceiver__timestamp_mapper._origin) % 2**32
+        return ntp / 2**32 + ((stamp - rtp + 2**31) % 2**32 - 2**31) / self.rate
+
+
+def flashes(viewer: Viewer) -> list[tuple[float, int]]:
+    """(when it came, pts) of each frame that flashed."""
+    found, dark = [], True
+    for came, frame in viewer.pictures:
+        bright = frame.to_ndarray()[: frame.height].mean() > 128
+        if bright and dark:
+            found.append((came, frame.pts))
+        dark = not bright
+    return found
+
+
+def clicks(viewer: Viewer) -> list[tuple[float, int]]:
+    """(when it came, pts of the first sample) of each click."""
+    found, quiet = [], 10**9
+    for came, frame in viewer.voice:
+        loud = np.abs(frame.to_ndarray().reshape(-1, 2)[:, 0].astype(int)) > 6000
+        for place in np.flatnonzero(loud):
+            if frame.pts + place - quiet > 4800 or quiet == 10**9:
+                found.append((came, frame.pts + int(place)))
+            quiet = frame.pts + place
+    return found

@@ -360,7 +360,7 @@ class Broadcast(LazySink):
             viewer.video.put(picture.packet)
             viewer.wants &= not picture.keyframe
         else:
-            self.counts.thinned += 1
+            self.counts.thinned += viewer.thinning.begun
 
     def _cut(self, viewer: Viewer) -> None:
         """What waits for a viewer is lost; it goes on at a keyframe."""

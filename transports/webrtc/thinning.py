@@ -21,11 +21,13 @@ SAVINGS = 1.0
 
 @dataclass
 class Thinning:
-    """allowance: bits a second of video, None for all of it. whole: whether the next picture can be decoded there."""
+    """allowance: bits a second of video, None for all of it. whole: whether the next picture can be decoded there.
+    begun: whether it had a keyframe; dropped: pictures that it was not sent since."""
 
     allowance: float | None = None
     remb: float | None = None
     whole: bool = False
+    begun: bool = False
     dropped: int = 0
     _lossy: int = 0
     _well: int = 0
@@ -49,10 +51,10 @@ class Thinning:
         """Whether to send a picture of `size` bytes at `now`, in seconds."""
         spent = self._spent(now)
         if spent or not (self.whole or keyframe):
-            self.dropped += not keyframe or spent
+            self.dropped += self.begun
             self.whole = False
             return False
-        self.whole = True
+        self.whole = self.begun = True
         self._credit -= 8 * size
         return True
 

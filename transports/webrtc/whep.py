@@ -6,7 +6,7 @@ from aiohttp import web
 from aiortc import RTCPeerConnection
 
 from transports.webrtc.broadcast import Broadcast
-from transports.webrtc.listening import Listener, attend
+from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part, Refusal
 from transports.webrtc.options import CODECS, configuration, links
 from transports.webrtc.sessions import RETRY_AFTER, Session, created, negotiate, read_request, session_routes
@@ -47,6 +47,7 @@ def whep_routes(
             found = show(broadcast, session, codec, direction)
             answer = await negotiate(session.connection, offer, kept)
             if speaks:
+                hasten(found["audio"].receiver)
                 track = found["audio"].receiver.track
                 session.connected.append(lambda: session.ended.append(attend(track, listen())))
         return created(request, session, answer, links(options))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiortc import RTCPeerConnection
 
-from transports.webrtc.listening import Listener, attend
+from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part, Refusal
 from transports.webrtc.options import WebRtcOptions, configuration, links
 from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
@@ -55,6 +55,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
             if pictures is not None:
                 session.connection.addTransceiver("video", "inactive")
             answer = await negotiate(session.connection, offer, kept)
+            hasten(transceiver.receiver)
             track = transceiver.receiver.track
             session.connected.append(lambda: session.ended.append(attend(track, speakers.listen())))
         return created(request, session, answer, links(options))

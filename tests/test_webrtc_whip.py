@@ -1,0 +1,292 @@
+"""A voice over WHIP: real peers, real codecs, real HTTP."""
+
+import asyncio
+import contextlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from aiortc import AudioStreamTrack, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
+from webrtc_peers import ALONE, Head, Heard, offer, post, serving, until, watching
+
+from transports.webrtc.broadcast import Broadcast
+from transports.webrtc.listening import GapFiller, hear, samples_of
+from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.whep import whep_routes
+from transports.webrtc.whip import Speakers, whip_routes
+
+
+class Tone(AudioStreamTrack):
+    """440 Hz in chunks of 20 ms, left only; `lost` are numbers of chunks that never come."""
+
+    def __init__(self, rate=48_000, lost=()):
+        super().__init__()
+        self.rate, self.lost, self.number = rate, lost, 0
+
+    async def recv(self):
+        await asyncio.sleep(0.018)
+        while self.number in self.lost:
+            self.number += 1
+        count = self.rate // 50
+        at = self.number * count + np.arange(count)
+        left = (8000 * np.sin(2 * np.pi * 440 * at / self.rate)).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(np.stack([left, 0 * left], 1).reshape(1, -1), "s16", "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, int(at[0]), Fraction(1, self.rate)
+        self.number += 1
+        return frame
+
+
+def prefer(peer, kind, *names):
+    for transceiver in peer.getTransceivers():
+        if transceiver.kind == kind:
+            known = transceiver.sender.getCapabilities(kind).codecs
+            transceiver.setCodecPreferences([each for each in known if each.name.lower() in names])
+
+
+@contextlib.asynccontextmanager
+async def studio(speakers=4):
+    """(Speakers, what each heard, client, url of the endpoint)."""
+    ears = []
+
+    def listen():
+        ears.append(Heard())
+        return ears[-1]
+
+    guests = Speakers(WebRtcOptions(speakers=speakers), listen)
+    async with serving(*whip_routes(guests)) as (client, url):
+        try:
+            yield guests, ears, client, f"{url}/whip"
+        finally:
+            await guests.aclose()
+
+
+async def speak(client, url, *tracks, change=lambda text: text, codec=""):
+    """(peer, where its session is, the answer)."""
+    peer = RTCPeerConnection(ALONE)
+    for track in tracks:
+        peer.addTrack(track)
+    for transceiver in peer.getTransceivers():
+        transceiver.direction = "sendonly"
+    if codec:
+        prefer(peer, "audio", codec)
+    status, headers, text = await post(client, url, change(await offer(peer)))
+    assert status == 201, text
+    await peer.setRemoteDescription(RTCSessionDescription(text, "answer"))
+    return peer, headers["Location"], text
+
+
+def pitch(samples: np.ndarray, rate: int) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return np.argmax(spectrum) * rate / len(samples)
+
+
+@pytest.mark.parametrize("codec, rate", [("opus", 48_000), ("g722", 16_000), ("pcmu", 8_000)])
+def test_a_voice_is_heard_as_it_was_sent_until_the_session_is_deleted(codec, rate):
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, location, _ = await speak(client, url, Tone(), codec=codec)
+            await until(lambda: ears and ears[0].count > rate // 2)
+            assert speakers.count == 1
+            async with client.delete(url.replace("/whip", location)) as response:
+                assert response.status == 200
+            await until(lambda: ears[0].left)
+            assert (speakers.count, ears[0].finished, ears[0].left) == (0, 1, 1)
+            async with client.delete(url.replace("/whip", location)) as response:
+                assert response.status == 404
+            await until(lambda: peer.connectionState == "closed")  # it was told
+            await peer.close()
+        assert ears[0].rates == {rate} and len(ears) == 1
+        chunks = [chunk if chunk.ndim == 1 else chunk.mean(1) for chunk in ears[0].chunks]
+        assert all(chunk.dtype == np.int16 for chunk in ears[0].chunks)
+        assert pitch(np.concatenate(chunks)[rate // 10 :], rate) == pytest.approx(440, abs=10)
+
+    asyncio.run(main())
+
+
+def test_what_is_lost_on_the_way_becomes_silence_of_the_same_length():
+    async def main():
+        async with studio() as (_, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            sender = peer.getSenders()[0]
+            send, number = sender.transport._send_rtp, 0
+
+            async def losing(data):
+                nonlocal number
+                number += 1
+                if not 30 <= number < 33:  # three packets in a row
+                    await send(data)
+
+            sender.transport._send_rtp = losing
+            await until(lambda: ears and ears[0].count > 60 * 960)
+            heard = np.concatenate(ears[0].chunks)[:, 0].astype(float)
+            await peer.close()
+            await until(lambda: ears[0].left == 1)
+        silent = np.flatnonzero(np.abs(heard[20 * 960 : 50 * 960]).reshape(-1, 480).max(1) == 0)
+        # one of the three may have been a sender report
+        assert len(silent) in (4, 6) and len(silent) == silent[-1] - silent[0] + 1
+
+    asyncio.run(main())
+
+
+def test_gaps_are_filled_up_to_a_second_and_never_backwards():
+    filler, chunk = GapFiller(), np.ones((10, 2), np.int16)
+    assert len(filler.fill(chunk, 100, Fraction(5))) == 10
+    assert len(filler.fill(chunk, 100, Fraction(51, 10))) == 10
+    filled = filler.fill(chunk, 100, Fraction(55, 10))
+    assert filled.shape == (40, 2) and not filled[:30].any() and filled[30:].all()
+    assert len(filler.fill(chunk, 100, Fraction(50))) == 10  # silent for longer
+    assert len(filler.fill(chunk, 100, Fraction(20))) == 10  # begun anew
+    assert len(filler.fill(chunk, 100, None)) == 10
+    assert filler.filled == 30
+
+
+@pytest.mark.parametrize("format, layout", [("s16", "mono"), ("s16p", "stereo"), ("flt", "stereo"), ("fltp", "mono")])
+def test_samples_of_any_layout(format, layout):
+    channels = 1 if layout == "mono" else 2
+    values = np.arange(8 * channels).reshape(8, channels)
+    kind = np.float32 if "flt" in format else np.int16
+    array = values.T if format.endswith("p") else values.reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(array, kind), format, layout)
+    assert np.array_equal(samples_of(frame), values) and samples_of(frame).dtype == kind
+
+
+def test_a_track_is_read_to_its_end_whatever_the_listener_says():
+    class Deaf(Heard):
+        def deliver(self, samples, rate):
+            super().deliver(samples, rate)
+            return False
+
+    async def main():
+        track, deaf = Tone(), Deaf()
+        task = asyncio.create_task(hear(track, deaf))
+        await until(lambda: len(deaf.chunks) > 3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (deaf.finished, deaf.left) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_a_speaker_that_closes_is_gone():
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count)
+            await peer.close()
+            await until(lambda: speakers.count == 0 and ears[0].left == 1)
+
+    asyncio.run(main())
+
+
+def test_pictures_as_obs_sends_them_are_answered_as_inactive():
+    async def main():
+        async with studio() as (_, ears, client, url):
+            peer, _, text = await speak(client, url, VideoStreamTrack(), Tone())
+            await until(lambda: ears and ears[0].count)
+            assert "a=inactive" in text.partition("m=video")[2].partition("m=")[0]
+            await peer.close()
+
+    asyncio.run(main())
+
+
+def test_pictures_without_a_codec_in_common_are_refused_alone_though_they_lead_the_bundle():
+    """The candidates of a bundle are told in its first part, which is the one that is refused here."""
+
+    def led(text):
+        head, audio = text.split("m=audio")
+        told = [line for line in audio.splitlines() if line.startswith(("a=candidate", "a=end-of"))]
+        audio = "\r\n".join(line for line in audio.splitlines() if line not in told) + "\r\n"
+        common = [line for line in audio.splitlines() if line.startswith(("a=ice", "a=fingerprint", "a=setup"))]
+        first = ["m=video 9 UDP/TLS/RTP/SAVPF 99", "c=IN IP4 0.0.0.0", "a=sendonly", "a=mid:v", "a=rtcp-mux"]
+        video = "\r\n".join([*first, "a=rtpmap:99 H265/90000", *common, *told]) + "\r\n"
+        return head.replace("BUNDLE 0", "BUNDLE v 0") + video + "m=audio" + audio
+
+    async def main():
+        async with studio() as (_, ears, client, url):
+            peer = RTCPeerConnection(ALONE)
+            peer.addTransceiver(Tone(), "sendonly")
+            status, _, text = await post(client, url, led(await offer(peer)))
+            assert status == 201 and "a=group:BUNDLE 0\r\n" in text
+            video, audio = text.partition("m=video")[2].split("m=audio")
+            assert video.startswith(" 0 UDP/TLS/RTP/SAVPF 99\r\n") and "a=mid:v" in video and "a=mid:0" in audio
+            # aiortc's client cannot read a part that is refused; browsers can
+            await peer.setRemoteDescription(RTCSessionDescription(text.replace("m=video" + video, ""), "answer"))
+            await until(lambda: ears and ears[0].count > 4800)
+            await peer.close()
+
+    asyncio.run(main())
+
+
+def test_a_viewer_speaks_on_its_own_connection_if_that_is_wanted():
+    async def main():
+        ears = []
+
+        def listen():
+            ears.append(Heard())
+            return ears[-1]
+
+        broadcast = Broadcast(WebRtcOptions())
+        async with Head([broadcast]).live():
+            for routes, hears in ((whep_routes(broadcast, listen), True), (whep_routes(broadcast), False)):
+                async with serving(*routes) as (client, url):
+                    peer, pictures = RTCPeerConnection(ALONE), []
+                    peer.addTransceiver("video", "recvonly")
+                    peer.addTransceiver(Tone(), "sendrecv")
+                    peer.on("track", lambda track, into=pictures: into.append(track))
+                    status, _, text = await post(client, f"{url}/whep", await offer(peer))
+                    assert status == 201
+                    assert ("a=sendrecv" in text) == hears
+                    await peer.setRemoteDescription(RTCSessionDescription(text, "answer"))
+                    for track in pictures:
+                        await track.recv()
+                    if hears:
+                        await until(lambda: ears and ears[0].count > 4800)
+                    await peer.close()
+                    await until(lambda: broadcast.viewers == 0)
+            assert len(ears) == 1 and ears[0].left == 1
+            async with serving(*whep_routes(broadcast, listen)) as (client, url), watching(client, f"{url}/whep"):
+                pass  # one that only watches has no ear
+            assert len(ears) == 1
+            await broadcast.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "change, status, said",
+    [
+        (lambda text: text.replace("opus", "speex").replace("PCM", "XXX").replace("G722", "G729"), 406, "opus"),
+        (lambda text: text.replace("a=sendonly", "a=recvonly"), 422, "sendonly"),
+        (lambda text: text.replace("a=sendonly", "a=inactive"), 422, "sendonly"),
+    ],
+)
+def test_an_offer_without_a_voice_is_refused(change, status, said):
+    async def main():
+        async with studio() as (speakers, _, client, url):
+            peer = RTCPeerConnection(ALONE)
+            peer.addTransceiver(Tone(), "sendonly")
+            got, _, text = await post(client, url, change(await offer(peer)))
+            assert got == status and said in text and text.count("\n") == 1
+            assert speakers.count == 0
+            await peer.close()
+
+    asyncio.run(main())
+
+
+def test_no_more_speakers_than_there_are_places():
+    async def main():
+        async with studio(speakers=1) as (_, ears, client, url):
+            first, _, _ = await speak(client, url, Tone())
+            second = RTCPeerConnection(ALONE)
+            second.addTrack(Tone())
+            text = await offer(second)
+            status, headers, _ = await post(client, url, text)
+            assert status == 503 and int(headers["Retry-After"]) > 0
+            await until(lambda: ears)
+            await first.close()
+            await until(lambda: ears[0].left)
+            assert (await post(client, url, text))[0] == 201
+            await second.close()
+
+    asyncio.run(main())
