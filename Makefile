@@ -14,7 +14,7 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 
 .PHONY: help run test test-browser test-camera evaluate clean
 
 help:
-	@echo "make run [ARGS=...]       render the bundled portrait and voice to out.mp4 (ifmdm render ARGS)"
+	@echo "make run [ARGS=...]       the live head, shown on a page of its own (ifmdm run ARGS)"
 	@echo "make test                 run the tests and the linter"
 	@echo "make test-browser         watch the page in a browser for longer, and show the figures"
 	@echo "make test-camera          the virtual camera against a real driver, in an emulated machine (minutes)"
@@ -22,7 +22,7 @@ help:
 	@echo "make clean                remove $(VENV) and the caches"
 
 run: $(VENV)/.run
-	@$(BIN)/ifmdm render $(ARGS)
+	@exec $(BIN)/ifmdm run $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest $(ARGS)

@@ -22,6 +22,7 @@ BUILT_IN = {
     SINKS: {
         "camera": "transports.virtual_camera:create",
         "audio": "transports.audio_device:create",
+        "whip": "transports.webrtc.publish:create",
     },
     SOURCES: {
         "file": "plugin.adapters:create_clip",

@@ -107,6 +107,37 @@ def check_microphone(settings: Settings) -> tuple[str, str]:
     return _check_sound(settings, output=False)
 
 
+def check_port(settings: Settings) -> tuple[str, str]:
+    from plugin.server import Server
+
+    if not settings.server.enabled:
+        return GOOD, "none asked for: enabled = false under [server]"
+    server = Server.bind(settings)
+    server.close()
+    port = settings.server.port
+    return GOOD, f"port {port} of {settings.server.host} is free" if port else "any port that is free"
+
+
+def check_address(settings: Settings) -> tuple[str, str]:
+    """What to type into a browser, here and on another device."""
+    from plugin.server import address, reachable
+
+    server = settings.server
+    if not server.enabled:
+        return GOOD, "no page: enabled = false under [server]"
+    here = address("127.0.0.1" if server.is_local else server.host, server.port)
+    if server.is_local:
+        other = reachable("0.0.0.0")
+        return GOOD, (
+            f"{here}, from this machine only; for others set host = \"0.0.0.0\" and a token under [server], then open "
+            f"{address(other, server.port)} there"
+        )
+    return POOR, (
+        f"{here} from other devices, with the token; a browser gives its microphone to http://localhost and https:// "
+        "only, so to speak from there put a proxy with HTTPS before it and list its address in origins"
+    )
+
+
 def check_speed(settings: Settings) -> tuple[str, str]:
     """A few seconds of the real thing, unpaced."""
     from engine.features import SAMPLE_RATE
@@ -142,6 +173,8 @@ CHECKS: dict[str, Check] = {
     "camera": check_camera,
     "audio output": check_audio,
     "microphone": check_microphone,
+    "port": check_port,
+    "address": check_address,
     "speed": check_speed,
 }
 
@@ -177,8 +210,9 @@ def doctor(config: Path | None) -> bool:
 
 def config_check(config: Path | None) -> bool:
     """Print a line for every setting that cannot be used; whether there is none."""
-    from plugin.adapters import check_names, make_source
+    from plugin.adapters import check_names, make_sinks, make_source
     from plugin.render import check_paths, find_portrait
+    from plugin.settings import check_server
 
     try:
         settings = load_settings({}, config)
@@ -188,6 +222,8 @@ def config_check(config: Path | None) -> bool:
         return False
     looks: list[Callable[[], object]] = [
         lambda: check_names(settings),
+        lambda: make_sinks(settings),
+        lambda: check_server(settings),
         lambda: find_portrait(settings.head.portrait, settings.head.consent),
         lambda: settings.live.record and check_paths(settings.live.record),
         lambda: settings.live.source == "file" and make_source(settings),

@@ -77,8 +77,9 @@ class Guard:
                 )
             if origin is not None and not self.allows_origin(origin, host):
                 raise web.HTTPForbidden(text="pages of this origin may not use this server; list it in server.origins")
-            if request.method == "OPTIONS" and origin is not None and "Access-Control-Request-Method" in request.headers:
-                return web.Response(status=204)  # a preflight never carries a token
+            preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+            if preflight and origin is not None:  # it never carries a token
+                return web.Response(status=204)
             if not self.admits(request):
                 raise web.HTTPUnauthorized(
                     text="a token is needed: Authorization: Bearer TOKEN",

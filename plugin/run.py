@@ -111,8 +111,8 @@ class Show:
     """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
     runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
     Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
-    agree to -> what LiveStream.change_portrait takes. portrait: what the face is called; style: as it is now. listeners:
-    called at an interrupt, before it happens, for what waits outside the stream."""
+    agree to -> what LiveStream.change_portrait takes. portrait: what the face is called; style: as it is now.
+    listeners: called at an interrupt, before it happens, for what waits outside the stream."""
 
     stream: LiveStream
     form: MediaFormat

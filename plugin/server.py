@@ -221,13 +221,11 @@ class Server:
         self._speakers = Speakers(self.options, show.invite)
         self._metrics = Metrics(show, self._figures)
         show.listeners.append(self._sockets.interrupt)
-        runner = web.AppRunner(
-            self.app(), handle_signals=False, access_log=None, shutdown_timeout=CLOSE_SECONDS / 4, logger=_log
-        )
+        runner = web.AppRunner(self.app(), handle_signals=False, shutdown_timeout=CLOSE_SECONDS / 4)
         await runner.setup()
         loop = asyncio.get_running_loop()
-        site = await loop.create_server(lambda: _Connection(runner.server, loop=loop, logger=_log, access_log=None,
-                                                            keepalive_timeout=IDLE_SECONDS), sock=self._door)  # fmt: skip
+        given = {"loop": loop, "logger": _log, "access_log": None, "keepalive_timeout": IDLE_SECONDS}
+        site = await loop.create_server(lambda: _Connection(runner.server, **given), sock=self._door)
         asks = " (it asks for the token)" if self._guard.token else ""
         show.tell(f"open {self.address}{asks}")
         try:

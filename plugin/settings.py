@@ -34,9 +34,9 @@ Whole = Annotated[int, _NUMBER]
 Real = Annotated[float, _NUMBER]
 
 #: Settings that are lists, written a,b,c on the command line and in the environment.
-_LISTS = ("head.pose", "live.outputs", "server.origins", "webrtc.codecs", "webrtc.ice_servers")
+_LISTS = ("head.pose", "live.outputs", "server.origins", "webrtc.codecs", "webrtc.ice_servers", "whip.ice_servers")
 #: Settings whose value is never shown.
-_SECRETS = ("server.token", "whip.token", "webrtc.ice_servers")
+_SECRETS = ("server.token", "whip.token", "webrtc.ice_servers", "whip.ice_servers")
 
 _SECTION = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -129,7 +129,7 @@ class LiveSettings(BaseModel):
         "file", min_length=1, description="file, microphone, stdin, none, or a source that another package brings"
     )
     outputs: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
-        (), description="a list of camera, audio, or outputs that other packages bring"
+        (), description="a list of camera, audio, whip, or outputs that other packages bring"
     )
     record: str = Field("", description="an MP4 file in a folder that exists; none for no recording")
     latency: Literal["interactive", "balanced", "quality"] = Field(
@@ -234,6 +234,20 @@ class WebRtcSettings(BaseModel):
     )
 
 
+class WhipSettings(BaseModel):
+    """Another server that the head is sent to, outputs = ["whip"]."""
+
+    model_config = _SECTION
+
+    url: str = Field("", description="the address of a WHIP endpoint, such as https://host/whip")
+    token: str = Field("", repr=False, description="the bearer token of that server; none if it needs none")
+    codec: Literal["h264", "vp8"] = Field("h264", description="h264 or vp8")
+    bitrate: Whole = Field(2_000_000, ge=100_000, le=20_000_000, description="bits a second from 100000 to 20000000")
+    ice_servers: Annotated[tuple[Annotated[str, AfterValidator(_ice_server)], ...], BeforeValidator(_names)] = Field(
+        (), repr=False, description="a list of stun:HOST:PORT or turn:USER:PASSWORD@HOST:PORT"
+    )
+
+
 class LogSettings(BaseModel):
     """What is told on standard error."""
 
@@ -268,6 +282,7 @@ class Settings(BaseSettings):
     audio: AudioSettings = AudioSettings()
     server: ServerSettings = ServerSettings()
     webrtc: WebRtcSettings = WebRtcSettings()
+    whip: WhipSettings = WhipSettings()
     log: LogSettings = LogSettings()
     plugins: PluginSettings = PluginSettings()
 

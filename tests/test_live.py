@@ -649,7 +649,7 @@ sys.exit(main())
 def start(*args: str, folder: Path, **more) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run", "--size", "128", *args],
+        [sys.executable, "-c", PROGRAM, "run", "--size", "128", "--no-server", *args],
         cwd=folder,
         env=env,
         stderr=subprocess.PIPE,

@@ -240,7 +240,7 @@ async function speak() {
   }
   const mine = (speaking = { session: null, stream: null });
   insisted = false;
-  button("Asking for the microphone", true);
+  button("Allow the microphone", true);
   note("");
   try {
     const audio = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
@@ -254,8 +254,7 @@ async function speak() {
     track.onended = () => speaking === mine && stopSpeaking("The microphone went away.");
     await mine.session.open("/whip");
     mine.session.lost().then(() => speaking === mine && stopSpeaking("The connection was lost. Press Speak to go on."));
-    button("Stop speaking", false);
-    $("speak").setAttribute("aria-pressed", "true");
+    button("Stop", false, true);
     note("The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.");
     play();
     level(mine);
@@ -281,15 +280,16 @@ function stopSpeaking(why = "") {
   speaking = null;
   if (mine) release(mine);
   button("Speak", false);
-  $("speak").setAttribute("aria-pressed", "false");
   $("speak").style.setProperty("--level", 0);
   note(why, Boolean(why));
   play();
   show();
 }
 
-function button(label, busy) {
+function button(label, busy, on = false) {
   $("speak-label").textContent = label;
+  icon("speak", on ? "i-hush" : "i-mic");
+  $("speak").classList.toggle("on", on);
   $("speak").setAttribute("aria-busy", String(busy));
 }
 

@@ -1,0 +1,91 @@
+"""What is told on standard error, and what never is."""
+
+import io
+import json
+import logging
+import re
+
+import pytest
+
+from plugin.log import logging_to
+
+
+def logged(form: str = "text", level: str = "info", say=None) -> list[str]:
+    out = io.StringIO()
+    with logging_to(out, level, form):
+        (say or speak)()
+    return out.getvalue().splitlines()
+
+
+def speak():
+    ours, theirs = logging.getLogger("plugin.something"), logging.getLogger("somebody")
+    ours.debug("too small to tell")
+    ours.info("viewers came", extra={"viewers": 2})
+    theirs.info("of no interest")
+    theirs.warning("a library is worried")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        ours.exception("it broke")
+
+
+def test_lines_for_a_person():
+    assert logged() == [
+        "ifmdm: viewers came (viewers 2)",
+        "ifmdm: a library is worried",
+        "ifmdm: error: it broke ValueError: two lines",
+    ]
+    assert logged(level="error") == ["ifmdm: a library is worried", "ifmdm: error: it broke ValueError: two lines"]
+
+
+def test_objects_for_a_program():
+    told = [json.loads(line) for line in logged("json")]
+    assert [(each["level"], each["logger"], each["message"]) for each in told] == [
+        ("info", "plugin.something", "viewers came"),
+        ("warning", "somebody", "a library is worried"),
+        ("error", "plugin.something", "it broke"),
+    ]
+    assert told[0]["viewers"] == 2
+    assert told[2]["error"] == "ValueError: two lines"
+    assert "trace" not in told[2]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", each["time"]) for each in told)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_where_an_error_comes_from_is_told_to_who_asks(form):
+    text = "\n".join(logged(form, "debug"))
+    assert "too small to tell" in text
+    assert "raise ValueError" in text
+
+
+def test_the_status_line_makes_way_for_what_is_told():
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    for form, shown in (("text", True), ("json", False)):
+        screen = Screen()
+        with logging_to(screen, form=form) as terminal:
+            terminal.status("0:01  45 frames")
+            terminal.status("0:02")
+            logging.getLogger("plugin").info("hello")
+            terminal.status("0:03")
+        text = screen.getvalue()
+        assert ("0:02" in text) is shown
+        if shown:
+            assert text == (
+                "0:01  45 frames\r               \r0:02\r    \rifmdm: hello\n0:03\r    \r"
+            )
+
+
+def test_nothing_is_left_of_it():
+    before = list(logging.getLogger().handlers), logging.getLogger("plugin").level
+    logged("json", "debug")
+    assert (list(logging.getLogger().handlers), logging.getLogger("plugin").level) == before
+
+
+def test_who_does_not_read_stops_nothing():
+    out = io.StringIO()
+    with logging_to(out):
+        out.close()
+        logging.getLogger("plugin").info("into the void")
