@@ -221,8 +221,7 @@ def config_check(config: Path | None) -> bool:
             print(problem)
         return False
     looks: list[Callable[[], object]] = [
-        lambda: check_names(settings),
-        lambda: make_sinks(settings),
+        lambda: check_names(settings) or make_sinks(settings),
         lambda: check_server(settings),
         lambda: find_portrait(settings.head.portrait, settings.head.consent),
         lambda: settings.live.record and check_paths(settings.live.record),

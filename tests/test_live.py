@@ -520,7 +520,7 @@ def test_ours_are_made_with_their_settings():
         ("[stdin]\nencoding = 'u8'", "config.toml: stdin.encoding = 'u8': give s16le or f32le"),
         ("[plugins]\nmirror = 3", "config.toml: plugins.mirror = 3: this is a section: write [plugins.mirror]"),
         ("[live]\nsource = 'radio'", "live.source = 'radio': no such source; there are file, microphone, stdin"),
-        ("[live]\noutputs = ['tv']", "live.outputs: 'tv': no such output; there are camera, audio"),
+        ("[live]\noutputs = ['tv']", "live.outputs: 'tv': no such output; there are camera, audio, whip"),
         ("[live]\noutputs = ['audio', 'audio']", "live.outputs: 'audio' is there twice"),
         ("[live]\nrecord = 'out.avi'", "out.avi: the output is an MP4 file"),
         ("[voice]\nfile = 'none.wav'", "none.wav: no such file"),

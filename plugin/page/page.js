@@ -288,12 +288,14 @@ function stopSpeaking(why = "") {
 
 function button(label, busy, on = false) {
   $("speak-label").textContent = label;
-  icon("speak", on ? "i-hush" : "i-mic");
   $("speak").classList.toggle("on", on);
   $("speak").setAttribute("aria-busy", String(busy));
 }
 
+let fading;
 function note(text, bad = false) {
+  clearTimeout(fading);
+  if (bad) fading = setTimeout(note, 12_000, "");
   $("note").textContent = text;
   $("note").classList.toggle("bad", bad);
 }
@@ -497,7 +499,7 @@ $("upload").querySelector("form").onsubmit = async (event) => {
 let state = null;
 
 function show() {
-  const told = !connected ? ["away", gone]
+  const told = !connected || !state ? ["away", connected ? "Reconnecting" : gone]
     : speaking && state?.guest ? ["you", "You are speaking"]
     : speaking ? ["you", "Listening to you"]
     : state?.guest ? ["speaking", "A guest is speaking"]
@@ -524,7 +526,7 @@ async function figures() {
 }
 
 async function follow() {
-  for (;;) {
+  for (let failures = 0; ; ) {
     if (!document.hidden) {
       try {
         state = await (await ask("/state")).json();
@@ -532,8 +534,11 @@ async function follow() {
           showRange(id, index ? state.pose[index - 1] : state.intensity));
         if (!$("faces").children.length) await loadFaces();
         else if (state.portrait !== current && !$("faces").hasAttribute("aria-busy")) mark(state.portrait);
-      } catch {
+        failures = 0;
+      } catch (error) {
         state = null;
+        // the server went away: the connection finds out seconds later
+        if (!error.status && ++failures === 2) viewing?.end?.();
       }
       await figures();
       show();
