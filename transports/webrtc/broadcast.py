@@ -1,12 +1,13 @@
 """The head to any number of viewers: encoded once for each codec in use, not at all while nobody watches.
 
-`send` leaves a frame in a slot and returns. One thread takes what lies there: the voice of all frames since, and the
-latest picture. A picture that the thread does not come to is dropped and counted; times stay right, since they come
-from the frame's index. Encoded pieces go into a short queue per viewer, from which aiortc sends.
+`send` leaves the picture in a slot, from which a thread takes the latest: one that the thread does not come to is
+dropped and counted. Times stay right, since they come from the frame's index. The voice is encoded at once, in a sixth
+of a millisecond, and waits for no picture: an even flow keeps the viewers' buffers short. Encoded pieces go into a
+short queue per viewer, from which aiortc sends.
 
 Times: RTP time is index * 90000 / fps for pictures and position * 48000 / rate for voice, and both sender reports are
 dated by the same clock (transports/webrtc/rtcp.py), so that a viewer that goes by them shows lips and voice together,
-however long the encoding takes. For one that goes by arrival, voice leaves with its picture.
+however long the encoding takes. For one that goes by arrival, the voice is early by no more than that.
 
 Keyframes are made when a viewer joins or asks (PLI, FIR), at most one in KEYFRAME_SECONDS for all, and for the same
 viewer at most one in VIEWER_KEYFRAME_SECONDS: a request in between is answered when that time is over.
@@ -46,13 +47,12 @@ KEYFRAME_SECONDS = 0.25
 VIEWER_KEYFRAME_SECONDS = 0.75
 #: What may wait for one viewer. A queue of pictures that is full is emptied, and goes on at a keyframe.
 QUEUE_SECONDS = 0.5
-#: Voice that may wait for the encoder.
-VOICE_SECONDS = 1.0
 #: Bytes that the system may owe a viewer before pictures wait in its queue.
 MAX_WAITING = 128 * 1024
 CLOSE_SECONDS = 5.0
 #: Seconds and pictures that figures are made of.
 RECENT_SECONDS, RECENT = 2.0, 512
+_NAME = "webrtc"
 
 
 class PacketTrack(MediaStreamTrack):
@@ -130,62 +130,51 @@ class Figures:
 
 @dataclass(eq=False)
 class _Work:
-    """For the thread. voice: (position, samples) in order; codecs: what to encode, with whether as a keyframe."""
+    """For the thread. codecs: what to encode, with whether as a keyframe."""
 
-    generation: int
     index: int
-    image: np.ndarray | None
-    voice: list[tuple[int, np.ndarray]]
+    image: np.ndarray
     codecs: dict[str, bool]
 
 
 @dataclass(eq=False)
 class _Made:
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
-    voice: list[av.Packet] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     problem: str = ""
 
 
-class _Encoders:
+class _Pictures:
     """Everything that belongs to the thread."""
 
     def __init__(self, form: MediaFormat, bitrate: int) -> None:
         self._form, self._bitrate = form, bitrate
         self._video: dict[str, VideoEncoder] = {}
-        self._voice = VoiceEncoder(form.audio_rate)
         self._i420: np.ndarray | None = None
 
     def run(self, work: _Work) -> _Made:
         form, made = self._form, _Made()
         for codec in set(self._video) - set(work.codecs):
             del self._video[codec]  # nobody watches it
-        if work.image is not None and work.codecs:
-            began = time.perf_counter()
-            try:
-                self._i420 = to_i420(work.image, self._i420)
-                for codec, keyframe in work.codecs.items():
-                    if codec not in self._video:
-                        self._video[codec] = VideoEncoder(codec, form.width, form.height, form.fps, self._bitrate)
-                    made.pictures[codec] = self._video[codec].encode(self._i420, work.index, keyframe)
-                    made.seconds.append(time.perf_counter() - began)
-                    began = time.perf_counter()
-            except av.FFmpegError as error:
-                self._video.clear()
-                made.problem = f"webrtc: the picture cannot be encoded ({error})"
+        began = time.perf_counter()
         try:
-            for at, samples in work.voice:
-                made.voice += self._voice.encode(at, samples)
+            self._i420 = to_i420(work.image, self._i420)
+            for codec, keyframe in work.codecs.items():
+                if codec not in self._video:
+                    self._video[codec] = VideoEncoder(codec, form.width, form.height, form.fps, self._bitrate)
+                made.pictures[codec] = self._video[codec].encode(self._i420, work.index, keyframe)
+                made.seconds.append(time.perf_counter() - began)
+                began = time.perf_counter()
         except av.FFmpegError as error:
-            self._voice = VoiceEncoder(form.audio_rate)
-            made.problem = f"webrtc: the voice cannot be encoded ({error})"
+            self._video.clear()
+            made.problem = f"{_NAME}: the picture cannot be encoded ({error})"
         return made
 
 
 class Broadcast(LazySink):
     """See the module. `open`, `check` and `close` are for any thread, all else for the event loop."""
 
-    name = "webrtc"
+    name = _NAME
 
     def __init__(self, options: WebRtcOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.options, self._clock = options, clock
@@ -197,9 +186,7 @@ class Broadcast(LazySink):
         self._keyframed: dict[str, float] = {}
         self._index, self._image, self._fresh = 0, None, False
         self._encoded = -1  # index of the last picture that was encoded
-        self._voice: deque[tuple[int, np.ndarray]] = deque()
         self._anchor: float | None = None
-        self._generation = 0
         self._busy = False
         self._closed = False
         self._problem = ""
@@ -213,7 +200,8 @@ class Broadcast(LazySink):
             raise TransportError(f"webrtc: Opus takes no sound of {form.audio_rate} Hz; give it 16000")
         self._form = form
         self._pool = ThreadPoolExecutor(1, "webrtc")
-        self._encoders = _Encoders(form, self.options.bitrate)
+        self._pictures = _Pictures(form, self.options.bitrate)
+        self._voice = VoiceEncoder(form.audio_rate)
 
     @property
     def running(self) -> bool:
@@ -238,7 +226,6 @@ class Broadcast(LazySink):
         if viewer in self._viewers:
             self._viewers.remove(viewer)
         if not self._viewers:
-            self._voice.clear()
             self._fresh = False
 
     def feedback(self, viewer: Viewer) -> Feedback:
@@ -269,14 +256,24 @@ class Broadcast(LazySink):
         if not self._viewers:
             return
         self._loop = asyncio.get_running_loop()
-        self._voice.append((frame.pts, frame.audio))
-        while len(self._voice) > VOICE_SECONDS * self._form.fps:
-            self._voice.popleft()
-        self._encode()
+        self._speak(frame)
+        self._draw()
+
+    def _speak(self, frame: MediaFrame) -> None:
+        listening = [viewer.voice for viewer in self._viewers if viewer.voice is not None]
+        try:
+            packets = self._voice.encode(frame.pts, frame.audio) if listening else []
+        except av.FFmpegError as error:
+            self._voice = VoiceEncoder(self._form.audio_rate)
+            self._problem = f"{_NAME}: the voice cannot be encoded ({error})"
+            return
+        for voice in listening:
+            for packet in packets:
+                if voice.count >= voice.limit:
+                    voice.clear()
+                voice.put(packet)
 
     def interrupt(self) -> None:
-        self._generation += 1
-        self._voice.clear()
         self.counts.dropped += self._fresh
         self._fresh = False
         for viewer in self._viewers:
@@ -306,31 +303,25 @@ class Broadcast(LazySink):
             self._keyframed[codec] = now
         return bool(wishing)
 
-    def _encode(self) -> None:
-        """Give the thread what there is, unless it is at work."""
-        if self._busy or self._closed or self._image is None or not self._viewers:
+    def _draw(self) -> None:
+        """Give the thread the latest picture, unless it is at work: a new one, or the old one where a keyframe is
+        wanted."""
+        if self._busy or self._closed or self._image is None or self._index <= self._encoded:
             return
         now = self._clock()
-        keyframes = dict.fromkeys(sorted(self._codecs()), False)
-        if self._index > self._encoded:
-            keyframes = {codec: self._keyframe_due(codec, now) for codec in keyframes}
-        image = self._image if self._fresh or any(keyframes.values()) else None
-        if image is None and not self._voice:
+        keyframes = {codec: self._keyframe_due(codec, now) for codec in sorted(self._codecs())}
+        if not keyframes or not (self._fresh or any(keyframes.values())):
             return
-        if image is not None:
-            self._encoded = self._index
-        work = _Work(self._generation, self._index, image, list(self._voice), keyframes)
-        self._voice.clear()
-        self._fresh, self._busy = False, True
-        future = self._loop.run_in_executor(self._pool, self._encoders.run, work)
-        future.add_done_callback(lambda done: self._made(work, done))
+        self._encoded, self._fresh, self._busy = self._index, False, True
+        work = _Work(self._index, self._image, keyframes)
+        self._loop.run_in_executor(self._pool, self._pictures.run, work).add_done_callback(self._drawn)
 
-    def _made(self, work: _Work, done: asyncio.Future) -> None:
+    def _drawn(self, done: asyncio.Future) -> None:
         self._busy = False
         if self._closed or done.cancelled():
             return
         if (error := done.exception()) is not None:
-            self._problem = f"webrtc: {type(error).__name__}: {error}"
+            self._problem = f"{_NAME}: {type(error).__name__}: {error}"
             return
         made: _Made = done.result()
         self._problem = made.problem
@@ -344,14 +335,7 @@ class Broadcast(LazySink):
                 for viewer in self._viewers:
                     if viewer.codec == codec:
                         self._hand(viewer, picture, now)
-        if work.generation == self._generation:
-            for viewer in self._viewers:
-                if viewer.voice is not None:
-                    for packet in made.voice:
-                        if viewer.voice.count >= viewer.voice.limit:
-                            viewer.voice.clear()
-                        viewer.voice.put(packet)
-        self._encode()
+        self._draw()
 
     def _hand(self, viewer: Viewer, picture: Picture, now: float) -> None:
         if viewer.video.count >= viewer.video.limit:
