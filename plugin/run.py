@@ -23,9 +23,9 @@ from plugin.adapters import check_names, make_sinks, make_source
 from plugin.badge import Badge
 from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
-from plugin.render import BUNDLED_VOICE, PROVENANCE, check_paths, find_portrait
+from plugin.render import BUNDLED_VOICE, PROVENANCE, bundled_portraits, check_paths, find_portrait
 from plugin.settings import Settings, check_server
-from transports.media import MediaFormat, Sink, Source, TransportError
+from transports.media import Interruptible, MediaFormat, Sink, Source, TransportError
 from transports.recording import RecordingSink
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
@@ -111,8 +111,9 @@ class Show:
     """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
     runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
     Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
-    agree to -> what LiveStream.change_portrait takes. portrait: what the face is called; style: as it is now.
-    listeners: called at an interrupt, before it happens, for what waits outside the stream."""
+    agree to -> what LiveStream.change_portrait takes. tell: is told what happens; alert: what is wrong, else tell is.
+    portrait: what the face is called; style: as it is now. listeners: called at an interrupt, before it happens, for
+    what waits outside the stream."""
 
     stream: LiveStream
     form: MediaFormat
@@ -121,6 +122,7 @@ class Show:
     services: list[Callable[["Show"], Awaitable[None]]] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = lambda line: None
+    alert: Callable[[str], None] | None = None
     prepare: Callable[[Path | bytes], Any] | None = None
     floor: Floor = field(default_factory=Floor)
     portrait: str = ""
@@ -131,6 +133,8 @@ class Show:
         """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
         for listen in self.listeners:
             listen()
+        if isinstance(self.source, Interruptible) and self.floor.speaker is None:
+            self.source.interrupt()
         self._hush()
 
     def _hush(self) -> None:
@@ -217,7 +221,11 @@ class Show:
 
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
+        resyncs = 0
         while True:
+            if self.stream.figures.resyncs > resyncs:
+                resyncs = self.stream.figures.resyncs
+                (self.alert or self.tell)("the machine stood still for a while; time goes on from now")
             for each in (self.source, *self.sinks):
                 if each is None:
                     continue
@@ -234,7 +242,7 @@ class Show:
     def _report(self, name: str, problem: str) -> None:
         """Keep what is wrong, and tell it once."""
         if problem and problem != self.problems.get(name):
-            self.tell(problem)
+            (self.alert or self.tell)(problem)
         elif not problem and self.problems.get(name):
             self.tell(f"{name}: works again")
         self.problems[name] = problem
@@ -283,6 +291,12 @@ def make_show(
         check_paths(live.record, picture, BUNDLED_VOICE)
         sinks.append(RecordingSink(live.record, {"comment": PROVENANCE, "description": PROVENANCE}))
     source = make_source(settings)
+    server = None
+    if settings.server.enabled:
+        from plugin.server import Server  # brings aiohttp and aiortc
+
+        server = Server.bind(settings)  # first, since it may be refused
+        sinks.append(server.broadcast)
     latency = LATENCIES[live.latency]
     model = model or Model.load()
 
@@ -295,16 +309,13 @@ def make_show(
     warm = StreamCore(model, face, chosen, renderer=renderer)
     warm.tick(warm.due(1))  # the first run of a network takes long, and would be seen as a stutter
     style = Style(head.intensity, head.pose)
+    name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
     core = StreamCore(model, face, chosen, style, renderer)
     stream = LiveStream(core, latency.margin, Badge(video.size).stamp if video.badge else None)
     form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
-    show = Show(stream, form, source, tell=tell, prepare=prepare, portrait=head.portrait, style=style)
+    show = Show(stream, form, source, tell=tell, prepare=prepare, portrait=name, style=style)
     try:
-        if settings.server.enabled:
-            from plugin.server import Server  # brings aiohttp and aiortc
-
-            server = Server.bind(settings)
-            sinks.append(server.broadcast)
+        if server is not None:
             show.services.append(server.serve)
         for sink in sinks:
             sink.open(form)
@@ -313,6 +324,8 @@ def make_show(
         for sink in show.sinks:
             with contextlib.suppress(TransportError):
                 sink.close()
+        if server is not None:
+            server.close()
         raise
     return show
 
@@ -330,6 +343,7 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, leave)
     show = await asyncio.to_thread(make, settings, _log.info)
+    show.alert = _log.warning
     recording = [settings.live.record] if settings.live.record else []
     shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
     _log.info(

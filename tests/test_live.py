@@ -416,6 +416,27 @@ def test_a_sink_that_fails_stops_no_other_and_is_told_once(monkeypatch):
     live(play())
 
 
+def test_what_is_wrong_is_told_apart_from_what_happens(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    async def play():
+        screen, alerts = Screen(), []
+        whole = show([screen])
+        whole.alert = alerts.append
+        screen.problem = "screen: it is dark"
+        whole.stream.figures.resyncs = 1
+        task = asyncio.create_task(whole.run(0, stop := asyncio.Event()))
+        await asyncio.sleep(0.2)
+        screen.problem = ""
+        await asyncio.sleep(0.2)
+        stop.set()
+        await task
+        assert alerts == ["the machine stood still for a while; time goes on from now", "screen: it is dark"]
+        assert whole.told == ["screen: works again"]
+
+    live(play())
+
+
 def test_services_run_beside_and_another_face_is_prepared_beside():
     async def play():
         seen = []

@@ -578,9 +578,10 @@ def test_an_interrupt_drops_all_that_was_sent(by):
 
 def test_a_sender_that_is_too_fast_waits(monkeypatch):
     monkeypatch.setattr(websocket, "BACKLOG_BYTES", 64_000)
+    brief = aiohttp.ClientWSTimeout(ws_close=0.2)
 
     async def talk():
-        async with serving(live__backlog="1") as served, served.speak() as socket:
+        async with serving(live__backlog="1") as served, served.speak(timeout=brief) as socket:
             seen = []
 
             async def send():
@@ -718,6 +719,56 @@ def test_at_the_end_everybody_is_told_within_seconds():
     assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 1001, "the head stops")
     assert took < 3
     assert left == set()
+
+
+def test_an_interrupt_leaves_off_the_clip_of_the_house(assets):
+    async def listen():
+        async with serving(live__source="file", voice__file=str(assets / "voice.flac"), voice__pause="60") as served:
+            await until(lambda: len(served.screen.sound) > 1000)
+            async with served.client.post(served.url + "/interrupt") as answer:
+                assert answer.status == 204
+            await asyncio.sleep(0.1)
+            before = len(served.screen.sound)
+            await asyncio.sleep(0.6)
+            return len(served.screen.sound) - before
+
+    assert live(listen()) == 0
+
+
+def test_connections_are_limited_and_idle_ones_cut_off(monkeypatch):
+    async def hold():
+        async with serving() as served:
+            port = urlsplit(served.url).port
+            monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+            monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.4)
+            peers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                assert await peers[2][0].read() == b""
+            one_too_many = time.monotonic() - began
+            for reader, _ in peers[:2]:
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 5) == b""
+            idle = time.monotonic() - began
+            async with served.client.get(served.url + "/health") as answer:
+                return one_too_many, idle, answer.status
+
+    one_too_many, idle, status = live(hold())
+    assert one_too_many < 0.3 < idle
+    assert status == 200
+
+
+def test_a_picture_of_ones_own_is_told_without_its_path(tmp_path):
+    (tmp_path / "secret-name.jpg").write_bytes(FACE)
+
+    async def look():
+        flags = {"head__portrait": str(tmp_path / "secret-name.jpg"), "head__consent": "true"}
+        async with serving(**flags) as served, served.client.get(served.url + "/state") as answer:
+            return await answer.text()
+
+    told = live(look())
+    assert json.loads(told)["portrait"] == "own"
+    assert "secret-name" not in told
 
 
 def test_a_guest_over_a_websocket_silences_the_house(assets):

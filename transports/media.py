@@ -7,7 +7,7 @@ factory takes the options of its section in the settings, as a mapping, and refu
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -95,6 +95,14 @@ class LazySink:
 
 #: (samples (n,) or (n, channels) float32 or int16, rate) -> whether they were taken; if not, none were.
 Deliver = Callable[[np.ndarray, int], bool]
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A source that has something to leave off, such as a recording; a person who speaks has not."""
+
+    def interrupt(self) -> None:
+        """Leave off what is being said. From any thread; returns at once."""
 
 
 class Source(Protocol):

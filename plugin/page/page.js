@@ -238,7 +238,7 @@ async function speak() {
     return note("Browsers give the microphone to secure pages only. Open this page as http://localhost on the " +
       "computer that runs it, or put it behind HTTPS.", true);
   }
-  const mine = (speaking = { session: null, stream: null });
+  const mine = (speaking = { session: null, stream: null, heard: -Infinity });
   insisted = false;
   button("Allow the microphone", true);
   note("");
@@ -313,6 +313,7 @@ function level(mine) {
     const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
     const heard = Math.min(1, Math.max(0, (10 * Math.log10(power + 1e-9) + 55) / 45));
     shown = Math.max(heard, 0.9 * shown);
+    if (heard > 0.35) mine.heard = performance.now();
     $("speak").style.setProperty("--level", shown.toFixed(2));
     requestAnimationFrame(draw);
   };
@@ -424,8 +425,8 @@ function mark(name) {
   current = name;
   const all = [...$("faces").querySelectorAll('[role="radio"]')];
   for (const each of all) each.setAttribute("aria-checked", String(each.dataset.name === name));
-  const chosen = all.find((each) => each.dataset.name === name) ?? all[0];
-  for (const each of all) each.tabIndex = each === chosen ? 0 : -1;
+  const chosen = all.find((each) => each.dataset.name === name);
+  for (const each of all) each.tabIndex = each === (chosen ?? all[0]) ? 0 : -1;
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
 
@@ -500,8 +501,7 @@ let state = null;
 
 function show() {
   const told = !connected || !state ? ["away", connected ? "Reconnecting" : gone]
-    : speaking && state?.guest ? ["you", "You are speaking"]
-    : speaking ? ["you", "Listening to you"]
+    : speaking ? ["you", performance.now() - speaking.heard < 1500 ? "You are speaking" : "Listening to you"]
     : state?.guest ? ["speaking", "A guest is speaking"]
     : state?.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
   root.dataset.state = told[0];
