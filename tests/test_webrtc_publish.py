@@ -65,7 +65,9 @@ class Studio:
     async def close(self):
         for peer in self.peers:
             await peer.close()
-        await asyncio.gather(*self.tasks)
+        for task in self.tasks:  # a track that never began does not end
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

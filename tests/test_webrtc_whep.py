@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import os
 import re
 import threading
@@ -224,7 +225,7 @@ def test_no_offer_makes_an_error_of_ours():
     run(test)
 
 
-def test_other_bodies_are_refused():
+def test_other_bodies_are_refused(caplog):
     async def test(broadcast, client, url):
         text = await wish()
         for kind, status in (("text/plain", 415), ("application/json", 415), ("application/sdp", 400)):
@@ -232,6 +233,11 @@ def test_other_bodies_are_refused():
                 assert response.status == status, kind
         async with client.post(url) as response:
             assert response.status == 415
+        packed = {"Content-Type": "application/sdp", "Content-Encoding": "gzip"}
+        async with client.post(url, data=b"not packed", headers=packed) as response:
+            assert response.status == 400
+        async with client.post(url, data=gzip.compress(b"v=0\r\n" * 10**6), headers=packed) as response:
+            assert response.status == 413
         assert (await post(client, url, text, Accept="application/json"))[0] == 406
         assert (await post(client, url, text, Accept="application/sdp, text/plain"))[0] == 201
 
@@ -244,6 +250,7 @@ def test_other_bodies_are_refused():
             assert response.status == 413
 
     run(test)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_no_more_viewers_than_there_are_places():

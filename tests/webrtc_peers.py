@@ -143,7 +143,9 @@ class Viewer:
 
     async def leave(self):
         await self.peer.close()
-        await asyncio.gather(*self.tasks)
+        for task in self.tasks:  # a track that never began does not end
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

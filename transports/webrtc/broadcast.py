@@ -210,13 +210,13 @@ class Broadcast(LazySink):
     def viewer(self, codec: str, voice: bool) -> Viewer:
         """One to be, with pictures in `codec` ("" for none) and, if it likes, the voice. It is served from `join` on
         until `leave`."""
+        self._loop = asyncio.get_running_loop()
         limit = math.ceil(self._form.fps * QUEUE_SECONDS)
         pictures = PacketTrack("video", VIDEO_CLOCK, limit) if codec else None
         sound = PacketTrack("audio", VOICE_CLOCK, math.ceil(QUEUE_SECONDS / VOICE_PACKET_SECONDS)) if voice else None
         return Viewer(codec, pictures, sound)
 
     def join(self, viewer: Viewer) -> None:
-        self._loop = asyncio.get_running_loop()
         self._viewers.append(viewer)
 
     def leave(self, viewer: Viewer) -> None:
@@ -255,7 +255,6 @@ class Broadcast(LazySink):
         self._index = frame.index
         if not self._viewers:
             return
-        self._loop = asyncio.get_running_loop()
         self._speak(frame)
         self._draw()
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from aiohttp import web
-from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 
 from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take, take_names
@@ -70,8 +70,8 @@ class Session:
 
         self._lookup = asyncio.ensure_future(add())
 
-    def end(self) -> asyncio.Task:
-        """It is over; the task that closes what is left of it."""
+    def end(self) -> asyncio.Future:
+        """It is over; what to await until nothing is left of it, which does not end if whoever awaits it does."""
         if self._over is None:
             if self._limit is not None:
                 self._limit.cancel()
@@ -81,7 +81,7 @@ class Session:
             for call in ended:
                 call()
             self._over = asyncio.ensure_future(self._close())
-        return self._over
+        return asyncio.shield(self._over)
 
     async def _close(self) -> None:
         try:
@@ -97,7 +97,7 @@ class Sessions:
         self._limit = limit
         self._open: dict[str, Session] = {}
         self._coming = 0
-        self._leaving: set[asyncio.Task] = set()
+        self._leaving: set[asyncio.Future] = set()
         self._closed = False
 
     def __len__(self) -> int:
@@ -110,12 +110,13 @@ class Sessions:
         return self._open[name]
 
     @contextlib.asynccontextmanager
-    async def coming(self, session: Session) -> AsyncIterator[Session]:
-        """Negotiate in this block: after it the session is one of these, or over if that failed. Raises Refusal."""
+    async def coming(self, configuration: RTCConfiguration) -> AsyncIterator[Session]:
+        """Negotiate a new session in this block: after it the session is one of these, or over if that failed. Raises
+        Refusal."""
         if self._closed or len(self._open) + self._coming >= self._limit:
-            await session.end()
             reason = "the head is about to end" if self._closed else f"all {self._limit} places are taken"
             raise Refusal(503, f"{reason}; try again later", {"Retry-After": RETRY_AFTER})
+        session = Session(RTCPeerConnection(configuration))
         self._coming += 1
         try:
             yield session
@@ -136,15 +137,15 @@ class Sessions:
         asyncio.get_running_loop().call_soon(self._keep, session)
 
     def _keep(self, session: Session) -> None:
-        task = session.end()
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        over = session.end()
+        self._leaving.add(over)
+        over.add_done_callback(self._leaving.discard)
 
     async def aclose(self) -> None:
         """End all, and let no more come."""
         self._closed = True
-        tasks = [session.end() for session in list(self._open.values())]
-        await asyncio.gather(*tasks, *self._leaving, return_exceptions=True)
+        over = [session.end() for session in list(self._open.values())]
+        await asyncio.gather(*over, *self._leaving, return_exceptions=True)
 
 
 def refusing(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Callable:
@@ -156,7 +157,7 @@ def refusing(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Calla
         except Refusal as refusal:
             # unread bytes of a body that was refused must not be taken for the next request
             response = web.Response(status=refusal.status, text=f"{refusal}\n", headers=refusal.headers)
-            if not request.content.at_eof():
+            if not request.content.at_eof() or request.content.exception() is not None:
                 response.force_close()
             return response
 
@@ -168,17 +169,17 @@ async def read_body(request: web.Request, kind: str) -> str:
     if request.content_type != kind:
         raise Refusal(415, f"send {kind}", {"Accept-Post" if kind == SDP else "Accept-Patch": kind})
     body = bytearray()
-    if request.content_length is None or request.content_length <= MAX_BYTES:
+    if (request.content_length or 0) > MAX_BYTES:
+        raise Refusal(413, f"more than {MAX_BYTES} bytes")
+    try:
         async for chunk in request.content.iter_chunked(MAX_BYTES):
             body += chunk
             if len(body) > MAX_BYTES:
-                break
-    if len(body) > MAX_BYTES or (request.content_length or 0) > MAX_BYTES:
-        raise Refusal(413, f"more than {MAX_BYTES} bytes")
-    try:
+                raise Refusal(413, f"more than {MAX_BYTES} bytes")
         return body.decode()
-    except UnicodeDecodeError:
-        raise Refusal(400, "this is not UTF-8") from None
+    except (UnicodeDecodeError, web.RequestPayloadError):
+        request.content.feed_eof()  # else aiohttp reads on to the end, and logs the same error with a traceback
+        raise Refusal(400, "the body cannot be read; send UTF-8") from None
 
 
 def check_accept(request: web.Request) -> None:

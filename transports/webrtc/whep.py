@@ -3,13 +3,12 @@
 from collections.abc import Callable, Collection
 
 from aiohttp import web
-from aiortc import RTCPeerConnection
 
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part, Refusal
 from transports.webrtc.options import CODECS, configuration, links
-from transports.webrtc.sessions import RETRY_AFTER, Session, created, negotiate, read_request, session_routes
+from transports.webrtc.sessions import RETRY_AFTER, created, negotiate, read_request, session_routes
 from transports.webrtc.showing import show
 
 
@@ -39,8 +38,7 @@ def whep_routes(
         kept = [part for part in (video, audio) if part is not None]
         if not broadcast.running:
             raise Refusal(503, "the head is not running", {"Retry-After": RETRY_AFTER})
-        session = Session(RTCPeerConnection(configuration(options)))
-        async with broadcast.sessions.coming(session):
+        async with broadcast.sessions.coming(configuration(options)) as session:
             codec = next(name for name in options.codecs if name in video.codecs) if video else ""
             speaks = listen is not None and audio is not None and audio.gives
             direction = ("sendrecv" if speaks else "sendonly") if audio else ""

@@ -7,12 +7,11 @@ is sent in vain; parts without a codec in common, and more voices than one, are 
 from collections.abc import Callable
 
 from aiohttp import web
-from aiortc import RTCPeerConnection
 
 from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part, Refusal
 from transports.webrtc.options import WebRtcOptions, configuration, links
-from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
+from transports.webrtc.sessions import Sessions, created, negotiate, read_request, session_routes
 
 
 class Speakers:
@@ -49,8 +48,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
         offer = await read_request(request)
         voice, pictures = choose(offer)
         kept = [part for part in (voice, pictures) if part is not None]
-        session = Session(RTCPeerConnection(configuration(options)))
-        async with speakers.sessions.coming(session):
+        async with speakers.sessions.coming(configuration(options)) as session:
             transceiver = session.connection.addTransceiver("audio", "recvonly")
             if pictures is not None:
                 session.connection.addTransceiver("video", "inactive")
