@@ -1,7 +1,7 @@
 """What viewers report and what we tell them, in RTCP.
 
 aiortc hands out none of it. So this module reaches into its senders, all in one place, and needs there:
-RTCRtpSender._handle_rtcp_packet, _send_rtcp, _ssrc and transport._rtp_router (tests/test_webrtc_rtcp.py holds them).
+RTCRtpSender._handle_rtcp_packet, _send_rtcp, _ssrc and transport._rtp_router; tests/test_webrtc_broadcast.py checks.
 """
 
 import struct
