@@ -147,12 +147,14 @@ def test_nothing_stays_of_fifty_that_came_and_went():
                 for turn in range(turns):
                     await asyncio.gather(*(visit(5 * turn + each) for each in range(5)))
 
+            async with watching(client, f"{url}/whep") as first:
+                await until(lambda: first.pictures)  # the encoder has its thread from now on
             await crowd(2)  # the client keeps as many connections as it once needed
             before, memory = await settled(), resident()
             await crowd(10)
             end, after = time.monotonic() + 10, await settled()
             while any(after[name] > before[name] for name in before):
-                assert time.monotonic() < end, (before, after)
+                assert time.monotonic() < end, (before, after, threading.enumerate())
                 after = await settled()
             assert resident() - memory < 64
             assert served.server.broadcast.viewers == 0
