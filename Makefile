@@ -11,26 +11,36 @@ PINNED := pyproject.toml constraints.txt
 # By environment and not by `-c`, so that the versions hold for what builds the packages too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: help run test evaluate clean
+.PHONY: help run test test-browser test-camera evaluate clean
 
 help:
 	@echo "make run [ARGS=...]       the live head, shown on a page of its own (ifmdm run ARGS)"
 	@echo "make test                 run the tests and the linter"
+	@echo "make test-browser         watch the page in a browser for longer, and show the figures"
+	@echo "make test-camera          the virtual camera against a real driver, in an emulated machine (minutes)"
 	@echo "make evaluate ARGS=...    ifmdm evaluate ARGS, e.g. ARGS=\"--data clips/\""
 	@echo "make clean                remove $(VENV) and the caches"
 
 run: $(VENV)/.run
 	@exec $(BIN)/ifmdm run $(ARGS)
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/ruff check .
+
+test-browser: $(VENV)/.test $(VENV)/.browser
+	IFMDM_REQUIRE_BROWSER=1 IFMDM_WATCH_SECONDS=30 $(BIN)/python -m pytest tests/test_browser.py $(ARGS)
+	@tail -n +1 .cache/browser/*.json
+
+# Debian 12, as root: it installs qemu and what a kernel module is compiled with.
+test-camera: $(VENV)/.run
+	@tests/camera/run.sh $(BIN)/python
 
 evaluate: $(VENV)/.evaluate
 	@$(BIN)/ifmdm evaluate $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -52,6 +62,10 @@ $(VENV)/.test: $(PINNED) | $(BIN)/python
 	@echo "Installing ifmdm with what tests and training need into $(VENV) (once; torch is large)."
 	@$(PIP) --editable '.[test,train]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.browser: tests/browser/package-lock.json tests/browser/install.sh | $(BIN)/python
+	@tests/browser/install.sh
+	@touch $@
 
 # mediapipe asks for opencv-contrib-python, which puts a cv2 that needs libGL over the headless one of the same
 # version. The headless one goes back on top: it has all that anybody here calls.

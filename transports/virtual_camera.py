@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from transports import loopback
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
@@ -27,7 +28,6 @@ RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 DEAD_SECONDS = 2.0
 CHECK_SECONDS = 1.0
 WIDE = (1280, 720)
-_LINUX_DEVICES = Path("/sys/class/video4linux")
 _MEND = {
     "linux": "load one: sudo modprobe v4l2loopback exclusive_caps=1 card_label=ifmdm (Debian's v4l2loopback-dkms)",
     "win32": "install OBS Studio 26 or newer, or Unity Capture",
@@ -81,7 +81,7 @@ def to_i420(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420).reshape(-1)
 
 
-def virtual_devices(root: Path = _LINUX_DEVICES) -> list[tuple[str, str]]:
+def virtual_devices(root: Path = loopback.SYSFS) -> list[tuple[str, str]]:
     """Linux's video devices that no hardware stands behind: (/dev/videoN, name)."""
     if not root.is_dir():
         return []
@@ -143,13 +143,24 @@ class VirtualCameraSink(LazySink):
             device = devices[0][0]
         width, height = self._size
         try:
-            self._camera = pyvirtualcam.Camera(
-                width, height, self._fps, fmt=pyvirtualcam.PixelFormat.I420, device=device, backend=backend
-            )
+            with loopback.opening(device or ""):
+                self._camera = pyvirtualcam.Camera(
+                    width, height, self._fps, fmt=pyvirtualcam.PixelFormat.I420, device=device, backend=backend
+                )
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             mend = _MEND.get(sys.platform, "see `ifmdm doctor`")
+            if "is not a video output device" in reason:
+                mend = "another program is showing something on it: end that, or take another device"
             raise TransportError(f"{device or 'camera'}: cannot be opened ({reason}); {mend}") from error
+        held = loopback.held_size(self.device)
+        if held not in (None, (width, height)):
+            device = self.device
+            self._disconnect()
+            raise TransportError(
+                f"{device}: a program that watches it holds it at {held[0]}x{held[1]}, and the head is "
+                f"{width}x{height}; leave the meeting first, or keep that shape"
+            )
         self._node = self._look()
         self._took = self._clock()
 

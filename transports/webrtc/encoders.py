@@ -78,13 +78,16 @@ class VideoEncoder:
                 "maxrate": str(bitrate),
                 "bufsize": str(bitrate // 5),
             }
-        self._context, self._codec = context, codec
+        self._context, self._codec, self._count = context, codec, 0
 
     def encode(self, i420: np.ndarray, index: int, keyframe: bool) -> list[Picture]:
         """One picture, as to_i420 gives it; indices grow. One Picture comes out, rarely none. Raises av.FFmpegError."""
         frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
         frame.time_base = self._context.time_base
-        frame.pts = video_time(index, self._fps) if self._codec == "vp8" else index
+        # libvpx reckons with the rate of the frames that follow each other, and where some are missing here and there
+        # it took twice the bitrate; so it is told of none that is missing
+        frame.pts = video_time(self._count, self._fps) if self._codec == "vp8" else index
+        self._count += 1
         if keyframe:
             frame.pict_type = PictureType.I
         pictures = []

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from aiortc import sdp
+from aiortc import RTCIceCandidate, sdp
 from aiortc.codecs import CODECS
 from aiortc.rtcpeerconnection import find_common_codecs
 
@@ -104,6 +104,22 @@ def take(offer: Offer, kept: Collection[Part]) -> str:
     taken.group, taken.msid_semantic, taken.media = groups, description.msid_semantic, media
     taken.type = "offer"
     return str(taken)
+
+
+def take_names(offer: Offer, kept: Collection[Part]) -> list[RTCIceCandidate]:
+    """Take out of the offer the candidates that have an mDNS name for an address; those of the parts that are kept."""
+    indices, named = {part.index for part in kept}, []
+    for part in offer.parts:
+        media = offer.description.media[part.index]
+        found = [candidate for candidate in media.ice_candidates if candidate.ip.endswith(".local")]
+        if not found:
+            continue
+        media.ice_candidates = [candidate for candidate in media.ice_candidates if candidate not in found]
+        media.ice_candidates_complete = False  # they are yet to come
+        for candidate in found if part.index in indices else []:
+            candidate.sdpMid = part.mid
+            named.append(candidate)
+    return named
 
 
 def answer(offer: Offer, kept: Collection[Part], made: str) -> str:

@@ -13,10 +13,10 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from aiohttp import web
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 
-from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take
+from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take, take_names
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
 MAX_BYTES = 64 * 1024
@@ -36,6 +36,7 @@ class Session:
         self.ended: list[Callable[[], None]] = []
         self.connected: list[Callable[[], None]] = []
         self.candidates = 0
+        self._lookup: asyncio.Task | None = None
         self._over: asyncio.Task | None = None
         self._limit: asyncio.TimerHandle | None = None
 
@@ -55,11 +56,27 @@ class Session:
 
         self.connection.on("connectionstatechange", changed)
 
+    def look_up(self, candidates: Sequence[RTCIceCandidate]) -> None:
+        """Add candidates under mDNS names, as browsers offer them that hide their addresses (draft-ietf-mmusic-mdns-
+        ice-candidates). A look-up takes a second, in vain across networks; nobody waits for it, as the peer's own
+        checks mostly come first and tell its address."""
+
+        async def add() -> None:
+            for candidate in candidates:
+                try:
+                    await self.connection.addIceCandidate(candidate)
+                except Exception as error:  # closed meanwhile, or told that no more come
+                    _log.debug("a candidate was not added: %s: %s", type(error).__name__, error)
+
+        self._lookup = asyncio.ensure_future(add())
+
     def end(self) -> asyncio.Future:
         """It is over; what to await until nothing is left of it, which does not end if whoever awaits it does."""
         if self._over is None:
             if self._limit is not None:
                 self._limit.cancel()
+            if self._lookup is not None:
+                self._lookup.cancel()
             ended, self.ended, self.connected = self.ended, [], []
             for call in ended:
                 call()
@@ -179,16 +196,19 @@ async def read_request(request: web.Request) -> Offer:
     return read_offer(text)
 
 
-async def negotiate(connection: RTCPeerConnection, offer: Offer, kept: Sequence[Part]) -> str:
+async def negotiate(session: Session, offer: Offer, kept: Sequence[Part]) -> str:
     """Answer the parts that are kept, for which the connection has its transceivers. Raises Refusal.
 
     Nothing connects before the caller awaits something: until then it can say what is to happen when it does."""
+    connection, named = session.connection, take_names(offer, kept)
     try:
         await connection.setRemoteDescription(RTCSessionDescription(take(offer, kept), "offer"))
         await connection.setLocalDescription()
     except Exception as error:  # of many kinds: what the parser let pass and aiortc cannot do
         _log.info("an offer was refused: %s: %s", type(error).__name__, error)
         raise Refusal(422, "the offer cannot be answered") from None
+    if named:
+        session.look_up(named)
     return answer(offer, kept, connection.localDescription.sdp)
 
 

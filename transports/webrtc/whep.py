@@ -43,7 +43,7 @@ def whep_routes(
             speaks = listen is not None and audio is not None and audio.gives
             direction = ("sendrecv" if speaks else "sendonly") if audio else ""
             found = show(broadcast, session, codec, direction)
-            answer = await negotiate(session.connection, offer, kept)
+            answer = await negotiate(session, offer, kept)
             if speaks:
                 hasten(found["audio"].receiver)
                 track = found["audio"].receiver.track

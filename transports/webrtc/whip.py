@@ -52,7 +52,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
             transceiver = session.connection.addTransceiver("audio", "recvonly")
             if pictures is not None:
                 session.connection.addTransceiver("video", "inactive")
-            answer = await negotiate(session.connection, offer, kept)
+            answer = await negotiate(session, offer, kept)
             hasten(transceiver.receiver)
             track = transceiver.receiver.track
             session.connected.append(lambda: session.ended.append(attend(track, speakers.listen())))

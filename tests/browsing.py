@@ -1,0 +1,148 @@
+"""A real browser and real processes of ours, for the tests that need them."""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import wave
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent / "browser"
+ROOT = HERE.parent.parent
+#: Where pictures of the page and figures are left for a person.
+SHOWN = ROOT / ".cache" / "browser"
+CLIENTS = HERE / "node_modules"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 40.0
+
+
+def needs(*what: str) -> None:
+    """Skip a test whose machine lacks something, with the mend; fail where IFMDM_REQUIRE_BROWSER is set."""
+    lacks = {
+        "chromium": CHROMIUM is None and "there is no Chromium: sudo apt-get install chromium",
+        "clients": not CLIENTS.is_dir() and "others' clients are not there: npm ci --prefix tests/browser",
+        "ffprobe": shutil.which("ffprobe") is None and "there is no ffprobe: sudo apt-get install ffmpeg",
+    }
+    for name in what:
+        if lacks[name]:
+            (pytest.fail if os.environ.get("IFMDM_REQUIRE_BROWSER") else pytest.skip)(lacks[name])
+
+
+class Program:
+    """A process whose lines are kept. It is ended when it is left, whatever happened."""
+
+    def __init__(self, command: Sequence[str | Path], stdin: int | None = None, cwd: Path | None = None) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IFMDM_")}
+        environment["PYTHONPATH"] = str(ROOT)
+        self.process = subprocess.Popen(
+            [str(word) for word in command], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment, cwd=cwd,
+        )  # fmt: skip
+        self._said = b""
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.said()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def said(self) -> str:
+        """Everything up to now, or to the end."""
+        while not self.process.stdout.closed and select.select([self.process.stdout], [], [], 0)[0]:
+            data = os.read(self.process.stdout.fileno(), 65536)
+            if not data:
+                break
+            self._said += data
+        return self._said.decode(errors="replace")
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        until = time.monotonic() + PATIENCE
+        while (found := re.search(pattern, self.said())) is None:
+            assert time.monotonic() < until and self.process.poll() is None, f"never said {pattern}: {self.said()}"
+            time.sleep(0.02)
+        return found
+
+    def terminate(self) -> float:
+        """SIGTERM; the seconds that it took to end well."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        assert self.process.returncode == 0, self.said()
+        return time.monotonic() - began
+
+
+class LiveHead(Program):
+    """`ifmdm run` on a free port, in an empty folder."""
+
+    def __init__(self, folder: Path, *flags: str, config: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(config)
+        super().__init__([sys.executable, "-m", "plugin.cli", "run", "--port", "0", *flags], cwd=folder)
+        self.address = self.wait_for(r"open (http://[^\s/]+)")[1]
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(self.address + path, timeout=10) as answer:
+            return json.load(answer)
+
+    def wait_until(self, what, path: str = "/state") -> dict:
+        """Wait for what the server tells at `path` to be so."""
+        until = time.monotonic() + PATIENCE
+        while not what(told := self.get(path)):
+            assert time.monotonic() < until, told
+            time.sleep(0.1)
+        return told
+
+
+@contextlib.contextmanager
+def browser(microphone: Path | None = None) -> Iterator:
+    """Chromium; microphone: a WAV file that is heard by it, over and over."""
+    from playwright.sync_api import sync_playwright
+
+    flags = [
+        "--no-sandbox",
+        "--autoplay-policy=no-user-gesture-required",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-renderer-backgrounding",
+        "--use-fake-device-for-media-stream",
+    ]
+    if microphone is not None:
+        flags.append(f"--use-file-for-fake-audio-capture={microphone}")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, handle_sigterm=False)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
+    """samples: (n,) float32 in [-1, 1]."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return path
+
+
+def probe(path: Path) -> dict[str, dict]:
+    """What ffprobe says of a file's streams, by kind."""
+    words = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", path]
+    told = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=PATIENCE).stdout)
+    return {stream["codec_type"]: stream for stream in told["streams"]}

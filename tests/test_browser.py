@@ -1,0 +1,304 @@
+"""The live head in a real browser, and through clients that others wrote; every server is a process of its own.
+
+`make test` watches for seconds, `make test-browser` for half a minute. Figures and pictures of the page are left in
+.cache/browser.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
+
+from engine.portrait import load_portrait
+from engine.speech import read_voice
+from plugin.render import BUNDLED_VOICE
+
+WATCH_SECONDS = float(os.environ.get("IFMDM_WATCH_SECONDS", "5"))
+MEASURE = (HERE / "measure.js").read_text()
+TOKEN = "a-token-that-nobody-guesses"
+VIDEO = "<video id=video autoplay playsinline muted></video>"
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory) -> Path:
+    """The bundled voice as the sound of the browser's microphone."""
+    read = read_voice(BUNDLED_VOICE)
+    return write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", read.samples, read.rate)
+
+
+@pytest.fixture(scope="module")
+def chromium(voice):
+    needs("chromium")
+    with browser(voice) as opened:
+        yield opened
+
+
+class Page:
+    """A page that is measured. problems: what its console complained of; hosts: whom it asked."""
+
+    def __init__(self, chromium, **context) -> None:
+        self.context = chromium.new_context(**context)
+        self.context.add_init_script(MEASURE)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(1000 * PATIENCE)
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda asked: self.hosts.add("/".join(asked.url.removeprefix("blob:").split("/")[:3])))
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def shows(self, video: str = "video") -> None:
+        """Wait until the video plays."""
+        self.page.wait_for_function(
+            "id => { const v = document.getElementById(id); return v.videoWidth > 0 && v.currentTime > 0.5 }", arg=video
+        )
+
+    def play(self, seconds: float = WATCH_SECONDS) -> dict:
+        return self.page.evaluate("s => measure.play(document.querySelector('video'), s)", seconds)
+
+    def picture(self, name: str) -> None:
+        SHOWN.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOWN / f"{name}.png")
+
+
+def keep(name: str, figures: dict) -> None:
+    SHOWN.mkdir(parents=True, exist_ok=True)
+    (SHOWN / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def check_stream(figures: dict) -> None:
+    """Floors that a stream falls below when it is broken, and not when the machine is busy."""
+    assert figures["size"] == [512, 512]
+    assert figures["decoded_fps"] > 8, figures
+    assert figures["presented_fps"] > 6, figures
+    assert figures["freezes_seconds"] < 0.5 * figures["seconds"], figures
+    assert figures["voice_energy"] > 0, figures
+    assert figures["concealed"] < 0.5, figures
+
+
+def test_a_person_watches_and_is_heard(chromium, tmp_path):
+    """The page: it plays, it is spoken to through a microphone, and at the end its server says goodbye."""
+    needs("ffprobe")
+    with LiveHead(tmp_path / "head", "--record", "out.mp4") as head, Page(chromium) as viewer:
+        viewer.page.goto(head.address)
+        viewer.shows()
+        figures = viewer.play()
+        keep("page", figures)
+        viewer.picture("page")
+        check_stream(figures)
+        assert head.get("/state")["viewers"] == 1
+        assert viewer.page.inner_text("#fps").endswith("fps")
+
+        # OBS's view, and a phone's
+        with Page(chromium, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as phone:
+            phone.page.goto(head.address)
+            phone.shows()
+            phone.page.wait_for_selector("#fps:text('fps')")
+            phone.picture("phone")
+            assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            phone.page.goto(f"{head.address}/?view=clean")
+            phone.shows()
+            phone.picture("clean")
+            assert phone.page.locator("#speak").is_hidden()
+            assert not phone.problems and phone.hosts == {head.address}
+        head.wait_until(lambda told: told["viewers"] == 1)
+
+        viewer.context.grant_permissions(["microphone"], origin=head.address)
+        viewer.page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 1 and told["guest"])
+        viewer.page.wait_for_selector("#state:text('You are speaking')")
+        viewer.picture("speaking")
+        viewer.page.click("#hush")
+        viewer.page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 0 and not told["guest"])
+
+        viewer.page.click('[data-name="bo"]')
+        head.wait_until(lambda told: told["portrait"] == "bo")
+        viewer.page.wait_for_timeout(1000)
+        viewer.picture("bo")
+        assert not viewer.problems
+        assert viewer.hosts == {head.address}
+        assert head.terminate() < 10
+        viewer.page.wait_for_selector("#state:text('Reconnecting')")
+    said = head.said()
+    assert "Traceback" not in said, said
+    recording = probe(tmp_path / "head" / "out.mp4")
+    picture, sound = recording["video"], recording["audio"]
+    assert (picture["avg_frame_rate"], picture["width"], picture["height"]) == ("45/1", 512, 512)
+    assert int(picture["nb_read_frames"]) == pytest.approx(45 * float(picture["duration"]), abs=1)
+    assert float(picture["start_time"]) == pytest.approx(float(sound["start_time"]), abs=0.045)
+    assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
+
+
+def test_the_mouth_follows_the_microphone(chromium, tmp_path, assets):
+    points = load_portrait(assets / "portraits" / "ada.jpg").keypoints
+    left, right = points[3], points[4]
+    (x, y), width = (left + right) / 2, 1.3 * abs(right[0] - left[0])
+    mouth = {"left": x - width / 2, "top": y - 0.3 * width, "width": width, "height": 0.7 * width}
+    mouth = {name: float(value) for name, value in mouth.items()}
+    with LiveHead(tmp_path / "head", "--source", "none") as head, Page(chromium) as viewer:
+        viewer.context.grant_permissions(["microphone"], origin=head.address)
+        viewer.page.goto(head.address)
+        viewer.shows()
+        # as still as the head can be, but for the lips
+        viewer.page.fill("#intensity", "0")
+        head.wait_until(lambda told: told["intensity"] == 0)
+        viewer.page.wait_for_timeout(1500)
+        measure = "([box, s]) => measure.motion(document.querySelector('video'), box, s)"
+        seconds = min(WATCH_SECONDS, 10) / 2
+        silent = viewer.page.evaluate(measure, [mouth, seconds])
+        viewer.page.click("#speak")
+        head.wait_until(lambda told: told["guest"])
+        viewer.page.wait_for_timeout(1000)
+        spoken = viewer.page.evaluate(measure, [mouth, seconds])
+        viewer.picture("mouth")
+        keep("mouth", {"silent": silent, "spoken": spoken, "latency": head.get("/state")["latency_seconds"]})
+        assert spoken > 1.3 * silent > 0
+        # the browser goes without a word; whoever was heard has left all the same
+        viewer.context.close()
+        head.wait_until(lambda told: told["speakers"] == 0 and told["viewers"] == 0 and not told["guest"])
+
+
+def test_lips_and_voice_meet_at_the_viewer(chromium):
+    """A flash and a click of the same moment, as the browser shows and plays them."""
+    needs("clients")
+    with Program([sys.executable, HERE / "pattern.py"], stdin=-1) as head, Page(chromium) as viewer:
+        address = "http://" + head.wait_for(r"open (\S+)")[1]
+        serve_clients(viewer, address)
+        viewer.page.evaluate(VIEW, [f"{address}/whep", ""])
+        viewer.shows()
+        # a browser plays both as they come, and moves them together when it has been told their times: by and by
+        settle = "async () => { const offset = await measure.lips(); return offset !== null && Math.abs(offset) < 45; }"
+        viewer.page.wait_for_function(settle)
+        figures = viewer.page.evaluate("s => measure.flashes(video, video.srcObject, s)", max(4.5, WATCH_SECONDS))
+        keep("lips", figures | {"stats": viewer.play(1.0)})
+        assert len(figures["offsets"]) >= 3, figures
+        # people notice 45 ms; a picture is seen up to 22 ms after its voice, and a busy machine is later still
+        assert abs(figures["lip_ms"]) < 80, figures
+
+
+# --- clients that others wrote
+
+
+VIEW = """async ([url, token]) => {
+    const { WHEPClient } = await import("/clients/whip-whep/whep.js");
+    const peer = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+    const stream = new MediaStream();
+    peer.addTransceiver("audio", { direction: "recvonly" });
+    peer.addTransceiver("video", { direction: "recvonly" });
+    peer.ontrack = ({ track }) => { stream.addTrack(track); video.srcObject = stream; };
+    window.whep = new WHEPClient();
+    await window.whep.view(peer, url, token);
+    return String(window.whep.resourceURL);
+}"""
+
+PUBLISH = """async ([url, token]) => {
+    const { WHIPClient } = await import("/clients/whip-whep/whip.js");
+    const peer = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    for (const track of stream.getTracks()) peer.addTransceiver(track, { direction: "sendonly" });
+    window.whip = new WHIPClient();
+    await window.whip.publish(peer, url, token);
+    return String(window.whip.resourceURL);
+}"""
+
+INGEST = """async ([url, token]) => {
+    const { WHIPClient } = await import("/clients/@eyevinn/whip-web-client/dist/whip-client.modern.js");
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    window.ingest = new WHIPClient({ endpoint: url, opts: { authkey: token, iceServers: [] } });
+    await window.ingest.ingest(stream);
+    return String(await window.ingest.getResourceUrl());
+}"""
+
+
+#: Packages as their own documents import them, and what they export: they are written for bundlers.
+BARE = {
+    "events": ("events/events.js", ["EventEmitter"]),
+    "sdp-transform": ("sdp-transform/lib/index.js", ["parse", "write"]),
+}
+
+
+def as_module(path: Path) -> str:
+    """A CommonJS file as what a browser can import, unchanged inside."""
+    code = path.read_text()
+    wanted = sorted(set(re.findall(r"require\('(\./\w+)'\)", code)))
+    imports = "".join(f"import _{i} from '{name}.js';" for i, name in enumerate(wanted))
+    known = ", ".join(f"'{name}': _{i}" for i, name in enumerate(wanted))
+    around = f"const module = {{ exports: {{}} }}, exports = module.exports, require = (name) => ({{ {known} }})[name];"
+    return f"{imports}\n{around}\n{code}\nexport default module.exports;"
+
+
+def serve_clients(viewer: Page, origin: str) -> None:
+    """Open a page under `origin` that can import others' clients; nothing but the test answers for these addresses."""
+
+    def give(route) -> None:
+        name = route.request.url.split("/clients/")[1]
+        if name in BARE:
+            file, exported = BARE[name]
+            body = f"import all from '/clients/{file}'; export const {{ {', '.join(exported)} }} = all;"
+        else:
+            path = CLIENTS / name
+            body = path.read_text() if name.startswith(("whip-whep/", "@eyevinn/")) else as_module(path)
+        route.fulfill(body=body, content_type="text/javascript")
+
+    imports = json.dumps({"imports": {name: f"/clients/{name}" for name in BARE}})
+    page = f'<!doctype html><title>viewer</title><script type="importmap">{imports}</script>{VIDEO}'
+    viewer.page.route(f"{origin}/clients/**", give)
+    viewer.page.route(f"{origin}/viewer.html", lambda route: route.fulfill(body=page, content_type="text/html"))
+    viewer.page.goto(f"{origin}/viewer.html")
+
+
+def test_clients_that_others_wrote(chromium, tmp_path):
+    """whip-whep views and publishes, whip-web-client publishes; from a page of another origin, with a token."""
+    needs("clients")
+    mine, others = "http://viewer.localhost:9", "http://stranger.localhost:9"
+    config = f'[server]\ntoken = "{TOKEN}"\norigins = ["{mine}"]\n'
+    with LiveHead(tmp_path / "head", "--source", "none", config=config) as head, Page(chromium) as viewer:
+        state = {"Authorization": f"Bearer {TOKEN}"}
+        told = lambda: viewer.context.request.get(f"{head.address}/state", headers=state).json()  # noqa: E731
+
+        def until(what) -> None:
+            for _ in range(int(PATIENCE / 0.1)):
+                if what(told()):
+                    return
+                viewer.page.wait_for_timeout(100)
+            raise AssertionError(told())
+
+        # to ask a server of this machine is what a browser asks its user about
+        viewer.context.grant_permissions(["microphone", "local-network-access"], origin=mine)
+        viewer.context.grant_permissions(["local-network-access"], origin=others)
+        serve_clients(viewer, mine)
+        session = viewer.page.evaluate(VIEW, [f"{head.address}/whep", TOKEN])
+        assert session.startswith(f"{head.address}/whep/")
+        viewer.shows()
+        figures = viewer.play(2.0)
+        assert figures["decoded_fps"] > 8, figures
+        for publish, stop in (
+            (PUBLISH, "window.whip.stop()"),
+            (INGEST, "window.ingest.destroy()"),
+        ):
+            session = viewer.page.evaluate(publish, [f"{head.address}/whip", TOKEN])
+            assert session.startswith(f"{head.address}/whip/")
+            until(lambda state: state["guest"] and state["speakers"] == 1)
+            viewer.page.evaluate(stop)
+            until(lambda state: not state["guest"] and state["speakers"] == 0)
+        viewer.page.evaluate("window.whep.stop()")
+        until(lambda state: state["viewers"] == 0)
+
+        with pytest.raises(Exception, match="Request rejected with status 401"):
+            viewer.page.evaluate(VIEW, [f"{head.address}/whep", "wrong"])
+        serve_clients(viewer, others)
+        with pytest.raises(Exception, match="Failed to fetch"):
+            viewer.page.evaluate(VIEW, [f"{head.address}/whep", TOKEN])
+        assert told()["viewers"] == 0
+    assert TOKEN not in head.said()
