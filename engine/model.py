@@ -21,7 +21,7 @@ from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, 
 WEIGHTS = Path(__file__).parent / "weights"
 VERSION = 2
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
-RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "degrees")
+RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "degrees")
 
 
 class WeightsError(InputError):

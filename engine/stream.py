@@ -214,7 +214,7 @@ class StreamCore:
         self._features = LogMel()
         self._motion = MotionGenerator(
             model.velocity, model.listen, model.window,
-            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips")),
+            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids")),
             self._goal, portrait.latent, self.settings.seed, self.settings.pace,
         )  # fmt: skip
         # at a few frames a second the sound of one frame is longer than the model's delay

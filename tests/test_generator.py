@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.features import BANDS, FLOOR, scale
-from engine.motion.generator import MotionGenerator, Pace, Statistics
+from engine.motion.generator import BLINK, MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
-LIPS = np.array([[0.6, 0.8, 0.0]], np.float32)
+LIPS, LIDS = np.array([[[0.6, 0.8, 0.0]], [[0.8, -0.6, 0.0]]], np.float32)
 SILENCE = scale(np.float32(FLOOR))
 
 
@@ -40,8 +40,8 @@ def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> Mot
     centre, mean, first = (rng.normal(size=LATENT).astype(np.float32) for _ in range(3))
     total, within, deviation = (rng.uniform(0.2, 0.8, LATENT).astype(np.float32) for _ in range(3))
     return MotionGenerator(
-        denoiser or Fake(keep=False), listen, WINDOW, centre, total, within, within, LIPS, Statistics(mean, deviation),
-        first, seed,
+        denoiser or Fake(keep=False), listen, WINDOW, centre, total, within, within, LIPS, LIDS,
+        Statistics(mean, deviation), first, seed,
         Pace(**({"hop": 3, "look_ahead": 2, "steps": 2} | pace)),
     )  # fmt: skip
 
@@ -99,13 +99,17 @@ def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
         assert np.array_equal(call["speech"][0, 7 - count :], wanted.reshape(-1, 128))
 
 
-def test_temperature_quietens_the_lips_alone():
+def test_temperature_quietens_the_lips_alone_and_lids_have_more_of_it():
     def noise(temperature: float) -> np.ndarray:
         fake = Fake()
         generator(fake, temperature=temperature).push(speech(5))
         return fake.calls[0]["latents"][0, 7:]
 
     full, half, none = noise(1.0), noise(0.5), noise(0.0)
+    plain = np.random.default_rng((0, 0)).standard_normal((5, LATENT), np.float32)
+    assert np.allclose(full @ LIPS.T, plain @ LIPS.T, atol=1e-6)
+    assert np.allclose(full @ LIDS.T, BLINK * plain @ LIDS.T, atol=1e-6)
+    assert np.allclose(full[:, 2], plain[:, 2], atol=1e-6)
     beside = np.array([[0.8, -0.6, 0.0], [0.0, 0.0, 1.0]], np.float32)
     assert np.abs(full @ LIPS.T).max() > 0.3
     assert np.allclose(half @ LIPS.T, 0.5 * full @ LIPS.T, atol=1e-6)

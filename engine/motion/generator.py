@@ -39,6 +39,10 @@ class Pace:
 OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.4)
 
 
+#: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
+BLINK = 1.6
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Where motion is centred and how wide it swings: mean and deviation (D,) of the latents to be made."""
@@ -71,6 +75,7 @@ class MotionGenerator:
     within: np.ndarray
     swing: np.ndarray
     lips: np.ndarray  # (n, D) orthonormal: directions of the normalised latent that move the lips
+    lids: np.ndarray  # (m, D), as lips, and orthogonal to them
     statistics: Statistics
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
@@ -133,6 +138,7 @@ class MotionGenerator:
         # counter-based noise: hop n of seed s is the same whatever happened before
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
         noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
+        noise += np.float32(BLINK - 1) * (noise @ self.lids.T) @ self.lids
         made = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
         dropped = max(0, count + pace.hop - keep)

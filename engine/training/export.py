@@ -152,7 +152,8 @@ def runtime_arrays(
     portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
     bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
     deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate. lips
-    (2, D): how the lips' opening and width follow from the normalised latent, made orthonormal."""
+    (2, D) and lids (2, D): how the lips' opening and width and the lids' opening follow from the normalised
+    latent, made orthonormal."""
     latent = corpus.latents.shape[1]
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
@@ -167,10 +168,12 @@ def runtime_arrays(
     penalty[-1, -1] = 1e-6
     mean = np.eye(corpus.latents.shape[1] + 1, corpus.latents.shape[1], dtype=np.float32)
     mean[POSE:, POSE:] = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
+    watched = np.linalg.qr(care[:, latent : latent + 4])[0].T
     return {
         "runtime.mean_from_portrait": mean,
         "runtime.deviation": np.sqrt(np.mean(np.square(deviations), 0)).astype(np.float32),
-        "runtime.lips": np.ascontiguousarray(np.linalg.qr(care[:, latent : latent + 2])[0].T, np.float32),
+        "runtime.lips": np.ascontiguousarray(watched[:2], np.float32),
+        "runtime.lids": np.ascontiguousarray(watched[2:], np.float32),
         "runtime.swing": normaliser["within"].astype(np.float32),
         **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
     }
@@ -250,7 +253,8 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
 
     A few sampler steps, a short hop after a known past: both pull towards the expected motion and swing too little. So
     clips of the training split are generated from their speech as they ship, and what each number lacks of the
-    deviation that was asked for becomes a factor, between 0.8 and 2.2 (more makes jitter of it)."""
+    deviation that was asked for becomes a factor, between 1 (less would take the lips' swing away, too) and 2.2 (more
+    makes jitter of it)."""
     model = Model.load(directory)
     asked = model.arrays["deviation"]
     chosen = spread_clips(corpus.split("train", ("clean", "research")), clips)
@@ -258,13 +262,13 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     for number, clip in enumerate(chosen):
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
-        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips"))
+        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips", "lids"))
         goal = statistics(model, z[0], Style())
         generator = MotionGenerator(model.velocity, model.listen, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
     factor = asked / np.sqrt(np.mean(np.square(got), 0))
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
-    return (model.arrays["within"] * np.clip(factor, 0.8, 2.2)).astype(np.float32)
+    return (model.arrays["within"] * np.clip(factor, 1.0, 2.2)).astype(np.float32)
 
 
 def spread_clips(clips: list[dict], count: int) -> list[dict]:
