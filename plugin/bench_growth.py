@@ -30,7 +30,7 @@ SIZE_SECONDS = 6
 #: Of a long stream: seconds between two figures.
 STEP_SECONDS = 60
 #: Of the heads at once: how many, and seconds each.
-HEADS, HEADS_SECONDS = 5, 15.0
+HEADS, HEADS_SECONDS = 5, 10.0
 
 
 @dataclass
@@ -109,6 +109,7 @@ def by_size(model: Model, voice: np.ndarray, latency: Latency, bar: tqdm) -> Ite
         yield {
             "size": size,
             "cpu_ms_per_second": round(1000 * float(np.median(walls[1:])), 1),
+            "pictures_ms_per_second": round(1000 * float(np.mean(draws)) * FPS, 1),
             "frame_ms_median": round(1000 * float(np.median(draws)), 2),
             "frame_ms_p95": round(1000 * float(np.percentile(draws, 95)), 2),
             "added_mb": None if before is None or after is None else round(after - before),

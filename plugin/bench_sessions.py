@@ -1,16 +1,19 @@
 """`ifmdm bench --sessions`: how many heads one process keeps at 45 fps, with one copy of the weights.
 
 Each head is a live stream of its own, as `ifmdm run` makes it, badge and all, on the machine's clock, and speaks
-without a pause. Its frames are taken at their time and dropped: nothing is encoded. Heads begin apart from each other,
-as visitors do: at once they would all make their hops of motion at the same moments.
+without a pause. All compute in one pool with a thread for each core. Frames are taken at their time and dropped:
+nothing is encoded. Heads begin apart from each other, as visitors do: at once they would all make their hops of motion
+at the same moments.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -34,6 +37,11 @@ MADE, LATE = 0.99, 0.01
 MOST = 256
 TRIES = 2
 REFILL_SECONDS = 1.0
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -68,10 +76,12 @@ async def _trial(
         core.tick(core.due(1))  # as at a start; then anew
     cores = [StreamCore(model, portrait, settings) for _ in range(count)]
     badge = Badge(SIZE)
-    heads = [LiveStream(core, latency.margin, badge.stamp) for core in cores]
+    pool = ThreadPoolExecutor(cores_here(), "engine")
+    heads = [LiveStream(core, latency.margin, badge.stamp, pool=pool) for core in cores]
     lateness: list[list[float]] = [[] for _ in heads]
     hop = latency.pace.hop / LATENT_RATE
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(pool.shutdown)
         began = time.monotonic()
         for number, head in enumerate(heads):
             # the golden ratio spreads any number of them evenly over a hop

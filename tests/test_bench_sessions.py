@@ -3,6 +3,7 @@ tests."""
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
@@ -15,6 +16,7 @@ import engine.model
 from engine.speech import SAMPLE_RATE
 from engine.stream import LATENCIES, StreamCore, StreamSettings
 from plugin import bench_growth, bench_sessions, cli
+from plugin.live import LiveStream
 
 
 @pytest.fixture
@@ -73,6 +75,35 @@ def test_heads_that_cannot_keep_up_do_not_hold(monkeypatch):
     assert not trial["holds"]
     assert trial["worst_late_percent"] > 50
     assert trial["undrawn"] > 5
+
+
+def test_streams_share_a_pool_and_one_that_fails_or_ends_leaves_it_to_the_others():
+    class Failing(StreamCore):
+        def tick(self, samples, skip=False):
+            if self.state.frames > 5:
+                raise RuntimeError("broken")
+            return super().tick(samples, skip)
+
+    async def work() -> int:
+        pool = ThreadPoolExecutor(1)
+        made = [stream(), Failing(LoudnessModel(), portrait(), stream().settings, renderer=LatentRenderer), stream()]
+        sound, failing, ending = (LiveStream(core, 0.03, pool=pool) for core in made)
+        async with sound, failing, ending:
+            with pytest.raises(RuntimeError, match="broken"):
+                async for _ in failing:
+                    pass
+            await ending.close()
+            first = None
+            async with asyncio.timeout(20):
+                async for frame in sound:
+                    first = frame.index if first is None else first
+                    if frame.index > first + 20:
+                        break
+        assert pool.submit(lambda: 7).result(5) == 7
+        pool.shutdown()
+        return frame.index - first
+
+    assert asyncio.run(work()) == 21
 
 
 def test_the_most_is_the_last_that_holds_and_a_failure_is_tried_again(monkeypatch):
