@@ -67,8 +67,8 @@ class LiveStream:
     ):  # fmt: skip
         """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture. pool:
         threads to compute in, for several streams in one process: one for each core, so that what is begun is finished
-        before the next begins. Threads of their own would take the cores from each other in the middle of a hop, and
-        all would be late (docs/performance.md). Whoever made the pool shuts it down, after the streams are closed."""
+        before the next begins. Threads of their own take the cores from each other in the middle of a hop
+        (docs/performance.md). Whoever made the pool shuts it down, after the streams are closed."""
         self.figures = LiveFigures()
         self._core, self._margin, self._stamp, self._clock = core, margin, stamp, clock
         self._fps = core.settings.fps
