@@ -6,7 +6,9 @@ machine spends, on all its cores, and the better figure where others compete for
 """
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -29,11 +31,14 @@ from engine.head import OFFLINE, Head, Model
 from engine.motion.timing import LATENT_RATE
 from engine.portrait import load_portrait
 from engine.renderer.cpu import CpuRenderer
-from engine.speech import read_voice
-from plugin import __version__, bench_live
+from engine.speech import SpeechInput, read_voice
+from engine.stream import LATENCIES
+from plugin import __version__, bench_growth, bench_live, bench_sessions, bench_start
 from plugin import render as clips
 from plugin.settings import load_settings
 from transports.file import ENCODER_THREADS
+from transports.webrtc.encoders import VideoEncoder, to_i420
+from transports.webrtc.options import WebRtcOptions
 
 PORTRAIT, FPS, SIZE = "ada", 45, 512
 WARM_UP = 2
@@ -42,14 +47,24 @@ RUNS = {
     "load weights": 10,
     "find face": 20,
     "portrait networks": 20,
+    "resampling": 100,
     "speech features": 100,
     "motion": 100,
     "coefficients": 300,
     "render": 300,
+    "colour conversion": 300,
+    "VP8 encoding": 300,
+    "H.264 encoding": 300,
     "voice to frames": 20,
     "ifmdm render": 5,
 }
 QUICK, FEWEST = 10, 2  # how many times fewer runs with --quick, but so many
+#: How often `ifmdm run` is started.
+STARTS = 5
+#: What a browser's microphone gives, and how much of it at once.
+MICROPHONE_RATE, MICROPHONE_SECONDS = 48_000, 0.02
+#: Frames that are encoded over and over, forwards and backwards, so that no cut is among them.
+ENCODED = 90
 
 
 class BenchError(InputError):
@@ -116,6 +131,11 @@ def plans(folder: Path) -> Iterator[Plan]:
     yield Plan("find face", "portrait", lambda: load_portrait(picture))
     yield Plan("portrait networks", "portrait", lambda: model.prepare(portrait))
 
+    whole = round(MICROPHONE_RATE * MICROPHONE_SECONDS)
+    stereo = np.random.default_rng(0).normal(0, 0.1, (MICROPHONE_RATE // whole, whole, 2)).astype(np.float32)
+    taken = SpeechInput(MICROPHONE_RATE, 2)
+    yield Plan("resampling", "s of voice", lambda: [taken.push(chunk) for chunk in stereo], seconds=1.0)
+
     hearing = LogMel()
     yield Plan("speech features", "s of voice", lambda: hearing.push(next(chunks)), seconds=1.0)
 
@@ -133,6 +153,8 @@ def plans(folder: Path) -> Iterator[Plan]:
     renderer = CpuRenderer(model.prepare(portrait), SIZE)
     yield Plan("render", "frame", lambda: renderer.render(next(moves)))
 
+    yield from encoding(Head(model, portrait, fps=FPS, size=SIZE), voice)
+
     speaker = Head(model, portrait, fps=FPS, size=SIZE)
     yield Plan("voice to frames", "s of video", lambda: speaker.push(next(chunks)), seconds=1.0)
 
@@ -143,6 +165,27 @@ def plans(folder: Path) -> Iterator[Plan]:
     flags = {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
     settings, length = load_settings(flags), len(voice) / SAMPLE_RATE
     yield Plan("ifmdm render", "s of video", lambda: clips.render(settings, progress=False), length, warm_up=0)
+
+
+def encoding(head: Head, voice: np.ndarray) -> Iterator[Plan]:
+    """What each frame costs on its way to WebRTC viewers: a second or two of the head speaking."""
+    shown: list[np.ndarray] = []
+    for chunk in cycle(np.array_split(voice, -(-len(voice) // SAMPLE_RATE))):
+        shown += [frame.image for frame in head.push(chunk)]
+        if len(shown) >= ENCODED:
+            break
+    there_and_back = [*shown, *shown[-2:0:-1]]
+    images, out = cycle(there_and_back), np.empty((SIZE * 3 // 2, SIZE), np.uint8)
+    yield Plan("colour conversion", "frame", lambda: to_i420(next(images), out))
+    pictures = [to_i420(image) for image in there_and_back]
+    for name, codec in (("VP8 encoding", "vp8"), ("H.264 encoding", "h264")):
+        encoder, numbered = VideoEncoder(codec, SIZE, SIZE, FPS, WebRtcOptions().bitrate), enumerate(cycle(pictures))
+
+        def encode(encoder: VideoEncoder = encoder, numbered: Iterator[tuple[int, np.ndarray]] = numbered) -> None:
+            index, picture = next(numbered)
+            encoder.encode(picture, index, keyframe=index == 0)
+
+        yield Plan(name, "frame", encode)
 
 
 def machine() -> dict[str, object]:
@@ -171,7 +214,8 @@ def versions() -> dict[str, str]:
 def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
     """Measure everything; what `--json` writes."""
     pace = OFFLINE
-    before, threads = machine(), cv2.getNumThreads()
+    threads = cv2.getNumThreads()
+    start = bench_start.bench_start(max(FEWEST, STARTS // share), progress)
     cv2.setNumThreads(1)
     stages = []
     try:
@@ -190,24 +234,15 @@ def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
     finally:
         cv2.setNumThreads(threads)
     return {
-        "machine": before,
-        "versions": versions(),
         "threads": {"opencv": 1, "onnxruntime": 1, "encoder": ENCODER_THREADS},
         "settings": {"portrait": PORTRAIT, "fps": FPS, "size": SIZE, "hop_seconds": pace.hop / LATENT_RATE}
         | asdict(pace),
         "weights": Model.load().config.get("training", {}),
-        "peak_memory_mb": _peak_memory(),
+        "start": start,
+        "resident_mb": None if (held := bench_live.resident()) is None else round(held),
+        "peak_memory_mb": bench_start.peak_memory(),
         "stages": [asdict(stage) for stage in stages],
     }
-
-
-def _peak_memory() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(most / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def table(result: dict) -> str:
@@ -229,13 +264,46 @@ def table(result: dict) -> str:
             f"{stage['name']:<19}{stage['per']:<12}{stage['runs']:>5}{stage['median_ms']:>11.2f}"
             f"{stage['p95_ms']:>9.2f}{stage['cpu_ms']:>9.2f}{speed:>13}"
         )
+    lines += ["", bench_start.table(result["start"])]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    bench_live.add_arguments(parser)
+    kinds = parser.add_mutually_exclusive_group()
+    for kind in (bench_live, bench_sessions, bench_growth):
+        kind.add_arguments(kinds)
+    parser.add_argument(
+        "--seconds", type=positive, metavar="S",
+        help="how long to measure: --live 60 by default, --sessions 20 each, --growth 3600 of stream time",
+    )  # fmt: skip
+    parser.add_argument(
+        "--latency", choices=tuple(LATENCIES), default="interactive",
+        help="of the live heads (default interactive)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
+
+
+def positive(text: str) -> float:
+    """What `--seconds` takes."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+
+
+def chosen(args: argparse.Namespace) -> tuple[Callable[[], dict], Callable[[dict], str]]:
+    """What the command line asks for: what measures it, and what tells the figures."""
+    if args.live:
+        return lambda: bench_live.bench_live(args.seconds or 60.0, args.latency), bench_live.table
+    if args.sessions:
+        seconds = args.seconds or 20.0
+        if args.sessions == "max":
+            return lambda: bench_sessions.most_sessions(seconds, args.latency), bench_sessions.table
+        return lambda: bench_sessions.bench_sessions([args.sessions], seconds, args.latency), bench_sessions.table
+    if args.growth:
+        return lambda: bench_growth.bench_growth(args.seconds or 3600.0, args.latency), bench_growth.table
+    return lambda: bench(QUICK if args.quick else 1), table
 
 
 def run(args: argparse.Namespace) -> int:
@@ -245,14 +313,9 @@ def run(args: argparse.Namespace) -> int:
             args.json.open("a").close()
         except OSError as error:
             raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
-    if args.live:
-        before = {"machine": machine(), "versions": versions()}
-        result = before | bench_live.bench_live(args.seconds, args.latency)
-        told = bench_live.table(result)
-    else:
-        result = bench(QUICK if args.quick else 1)
-        told = table(result)
+    measured, told = chosen(args)
+    result = {"machine": machine(), "versions": versions()} | measured()
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(told)
+    print(told(result))
     return 0

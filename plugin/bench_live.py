@@ -335,10 +335,5 @@ def table(result: dict) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--live", action="store_true", help="measure the live head with a viewer instead")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure the live head (default 60)")
-    parser.add_argument(
-        "--latency", choices=("interactive", "balanced", "quality"), default="interactive",
-        help="of the live head (default interactive)",
-    )  # fmt: skip

@@ -5,10 +5,11 @@
         async for frame in stream:        # each at its time
             ...
 
-The stream computes in one thread of its own; the event loop only waits and hands over. Frame i is out at
-`begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for their time are
-not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended machine) time goes
-on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine, among finished frames.
+The stream computes in one thread, its own or of a pool that streams share; the event loop only waits and hands over.
+Frame i is out at `begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for
+their time are not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended
+machine) time goes on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine,
+among finished frames.
 """
 
 import asyncio
@@ -62,9 +63,12 @@ class LiveStream:
 
     def __init__(
         self, core: StreamCore, margin: float, stamp: Callable[[np.ndarray], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, pool: ThreadPoolExecutor | None = None,
     ):  # fmt: skip
-        """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture."""
+        """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture. pool:
+        threads to compute in, for several streams in one process: one for each core, so that what is begun is finished
+        before the next begins. Threads of their own take the cores from each other in the middle of a hop
+        (docs/performance.md). Whoever made the pool shuts it down, after the streams are closed."""
         self.figures = LiveFigures()
         self._core, self._margin, self._stamp, self._clock = core, margin, stamp, clock
         self._fps = core.settings.fps
@@ -80,7 +84,7 @@ class LiveStream:
         self._ready_limit = math.ceil(margin * self._fps) + 4
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, "engine")
+        self._shared, self._pool = pool is not None, pool or ThreadPoolExecutor(1, "engine")
         self._task: asyncio.Task | None = None
 
     async def __aenter__(self) -> Self:
@@ -97,7 +101,8 @@ class LiveStream:
         self._wake.set()
         if self._task is not None:
             await asyncio.wait([self._task])
-        self._pool.shutdown(wait=True)
+        if not self._shared:
+            self._pool.shutdown(wait=True)
 
     @property
     def room(self) -> int:

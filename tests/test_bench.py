@@ -10,10 +10,12 @@ import pytest
 
 import engine.model
 from engine.motion.generator import MotionGenerator
-from plugin import bench, cli, render
+from plugin import bench, bench_start, cli, render
+from transports.media import TransportError
 
-STAGES = ["load weights", "find face", "portrait networks", "speech features", "motion", "coefficients", "render",
-          "voice to frames", "ifmdm render"]  # fmt: skip
+STAGES = ["load weights", "find face", "portrait networks", "resampling", "speech features", "motion",
+          "coefficients", "render", "colour conversion", "VP8 encoding", "H.264 encoding", "voice to frames",
+          "ifmdm render"]  # fmt: skip
 
 
 @pytest.fixture
@@ -28,6 +30,8 @@ def small(untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RUNS", dict.fromkeys(bench.RUNS, 20))
     monkeypatch.setattr(bench, "SIZE", 128)
     monkeypatch.setattr(bench, "FPS", 25)
+    monkeypatch.setattr(bench, "ENCODED", 20)
+    monkeypatch.setattr(bench, "STARTS", 2)
     return tmp_path
 
 
@@ -47,7 +51,9 @@ def test_every_stage_is_measured_and_told(small, capsys):
         assert real_time is None or real_time == pytest.approx(1000 / stage["median_ms"])
         (line,) = (line for line in shown.out.splitlines() if line.startswith(f"{stage['name']:<19}"))
         assert f"{stage['median_ms']:.2f}" in line
-    assert set(result) == {"machine", "versions", "threads", "settings", "weights", "peak_memory_mb", "stages"}
+    keys = {"machine", "versions", "threads", "settings", "weights", "start", "resident_mb", "peak_memory_mb", "stages"}
+    assert set(result) == keys
+    assert 0 < result["resident_mb"] <= result["peak_memory_mb"]
     assert result["machine"]["cores"] >= 1
     assert result["versions"]["numpy"] == np.__version__
     assert result["threads"]["opencv"] == result["threads"]["onnxruntime"] == 1
@@ -55,7 +61,7 @@ def test_every_stage_is_measured_and_told(small, capsys):
     assert result["weights"] == {"renderer_steps": 0, "motion_steps": 0}
     assert result["machine"]["processor"] in shown.out
     assert "ifmdm render" in shown.err  # progress
-    assert "18/18" in shown.err
+    assert "26/26" in shown.err
     assert cv2.getNumThreads() == threads
     assert sorted(path.name for path in small.iterdir()) == ["figures.json", "voice.wav"]
 
@@ -86,3 +92,31 @@ def test_median_and_p95_are_of_the_runs(monkeypatch):
     assert stage.median_ms == pytest.approx(11 / 2)
     assert stage.p95_ms == pytest.approx(20 / 2)
     assert stage.real_time == pytest.approx(1000 / 5.5)
+
+
+def test_the_start_is_of_the_real_command_and_free_of_torch(tmp_path, monkeypatch):
+    """In a process of its own, from a folder whose settings it must not take."""
+    (tmp_path / "config.toml").write_text("nonsense = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IFMDM_VIDEO__FPS", "nonsense")
+    result = bench_start.bench_start(1, progress=False)
+    assert result["runs"] == 1 and result["torch_imported"] is False
+    moments = [result[f"{name}_seconds"]["median"] for name in ("imported", "made", "first_frame")]
+    assert 0 < moments[0] < moments[1] < moments[2] < bench_start.START_SECONDS
+    assert 50 < result["resident_mb"] <= result["peak_memory_mb"]
+    assert "torch not imported" in bench_start.table(result)
+
+
+def test_a_start_that_fails_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(bench_start.sys, "executable", "/bin/false")
+    with pytest.raises(TransportError, match="did not start: no word why"):
+        bench_start.start_once()
+
+
+@pytest.mark.parametrize("words", [["--sessions", "0"], ["--sessions", "many"], ["--seconds", "-1"],
+                                   ["--seconds", "nan"], ["--live", "--growth"]])  # fmt: skip
+def test_what_cannot_be_measured_is_refused_in_one_line(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", *words])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
