@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Guard:
-    """token: "" for none. origins: of other pages that may use the server, in lower case. public: paths that need no
-    token."""
+    """token: "" for none. origins: of other pages that may use the server, in lower case. public: routes that
+    need no token, as aiohttp writes them ("/sessions/{id}/")."""
 
     token: str = ""
     origins: frozenset[str] = frozenset()
@@ -41,7 +41,8 @@ class Guard:
 
     def admits(self, request: web.Request) -> bool:
         """Whether a request may come in, as far as the token goes."""
-        if not self.token or request.path in self.public:
+        resource = request.match_info.route.resource
+        if not self.token or (resource is not None and resource.canonical in self.public):
             return True
         scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() == "bearer":

@@ -9,7 +9,8 @@ The stream computes in one thread, its own or of a pool that streams share; the 
 Frame i is out at `begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for
 their time are not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended
 machine) time goes on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine,
-among finished frames.
+among finished frames. An engine that does not come back is left behind when its stream is closed, so that nothing else
+waits for it.
 """
 
 import asyncio
@@ -18,8 +19,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +33,8 @@ from transports.media import MediaFrame
 
 #: After so long without a tick, time that passed is given up.
 RESYNC_SECONDS = 1.0
+#: An engine that is at work for so long when its stream is closed is left behind.
+CLOSE_SECONDS = 2.0
 #: How many of the latest figures are kept.
 RECENT = 512
 
@@ -51,6 +55,36 @@ class LiveFigures:
     latency: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
 
+class _EngineThread(Executor):
+    """One thread that does one thing after another. Unlike a pool's, it does not keep the process from ending."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[tuple[Future, Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **more: Any) -> Future:
+        if not self._thread.is_alive():
+            self._thread.start()
+        future: Future = Future()
+        self._waiting.put((future, lambda: call(*args, **more)))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # as a pool: it is for whoever waits for the result
+                    future.set_exception(error)
+            del item, future, call  # what was done must not be kept until there is more to do
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._waiting.put(None)
+        if wait and self._thread.is_alive():
+            self._thread.join()
+
+
 @dataclass(eq=False)
 class _Voice:
     samples: np.ndarray
@@ -63,7 +97,7 @@ class LiveStream:
 
     def __init__(
         self, core: StreamCore, margin: float, stamp: Callable[[np.ndarray], None] | None = None,
-        clock: Callable[[], float] = time.monotonic, pool: ThreadPoolExecutor | None = None,
+        clock: Callable[[], float] = time.monotonic, pool: Executor | None = None,
     ):  # fmt: skip
         """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture. pool:
         threads to compute in, for several streams in one process: one for each core, so that what is begun is finished
@@ -84,7 +118,7 @@ class LiveStream:
         self._ready_limit = math.ceil(margin * self._fps) + 4
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
-        self._shared, self._pool = pool is not None, pool or ThreadPoolExecutor(1, "engine")
+        self._shared, self._pool = pool is not None, pool or _EngineThread()
         self._task: asyncio.Task | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,13 +130,17 @@ class LiveStream:
         await self.close()
 
     async def close(self) -> None:
-        """Stop. Whoever iterates comes to the end."""
+        """Stop, within seconds. Whoever iterates comes to the end."""
         self._closing.set()
         self._wake.set()
+        stuck: set[asyncio.Task] = set()
         if self._task is not None:
-            await asyncio.wait([self._task])
+            _, stuck = await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+        for task in stuck:
+            task.cancel()
+            await asyncio.wait([task])
         if not self._shared:
-            self._pool.shutdown(wait=True)
+            self._pool.shutdown(wait=not stuck)
 
     @property
     def room(self) -> int:

@@ -1,6 +1,7 @@
 """What happens, for Prometheus: read from the show when somebody asks, kept nowhere else."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
@@ -9,6 +10,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from plugin import __version__
 from plugin.run import Show
+
+if TYPE_CHECKING:
+    from plugin.sessions import Sessions
 
 _COUNTS = {
     "frames": "Frames given out.",
@@ -56,12 +60,45 @@ class ShowCollector:
             yield GaugeMetricFamily(f"ifmdm_{name}", f"{name.replace('_', ' ').capitalize()}.", value)
 
 
+class SessionsCollector:
+    """The sums of all sessions, so that what is kept does not grow with those that come and go."""
+
+    def __init__(self, sessions: "Sessions") -> None:
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        sessions = self._sessions
+        yield GaugeMetricFamily("ifmdm_sessions", "Sessions that run.", sessions.count)
+        if sessions.limit is not None:
+            yield GaugeMetricFamily("ifmdm_sessions_limit", "Sessions that there may be.", sessions.limit)
+        yield CounterMetricFamily("ifmdm_sessions_created", "Sessions that began.", sessions.created)
+        ended = CounterMetricFamily("ifmdm_sessions_ended", "Sessions that ended, and why.", labels=["why"])
+        for why, count in sessions.ended.items():
+            ended.add_metric([why], count)
+        yield ended
+        counts = sessions.counts()
+        for name, figure in (("frames", "made"), *((f"frames_{each}", each) for each in ("undrawn", "late", "lost"))):
+            told = f"{_COUNTS[name].removesuffix('.')}, by all sessions."
+            yield CounterMetricFamily(f"ifmdm_session_{name}", told, counts[figure])
+        rooms = sessions.rooms
+        for name, values in (
+            ("viewers", [room.broadcast.viewers for room in rooms]),
+            ("speakers", [room.speakers.count for room in rooms]),
+            ("sockets", [room.sockets.count for room in rooms]),
+        ):
+            yield GaugeMetricFamily(f"ifmdm_session_{name}", f"{name.capitalize()} of all sessions.", sum(values))
+
+
 class Metrics:
     """A registry of its own, so that heads in one process keep apart."""
 
-    def __init__(self, show: Show, more: Callable[[], Mapping[str, float]] = dict) -> None:
+    def __init__(
+        self, show: Show, more: Callable[[], Mapping[str, float]] = dict, sessions: "Sessions | None" = None
+    ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(ShowCollector(show, more))
+        if sessions is not None:
+            self.registry.register(SessionsCollector(sessions))
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "ifmdm_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry

@@ -113,7 +113,7 @@ class Show:
     Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
     agree to -> what LiveStream.change_portrait takes. tell: is told what happens; alert: what is wrong, else tell is.
     portrait: what the face is called; style: as it is now. listeners: called at an interrupt, before it happens, for
-    what waits outside the stream."""
+    what waits outside the stream. studio: makes other heads of the same weights; face: the first one, prepared."""
 
     stream: LiveStream
     form: MediaFormat
@@ -128,6 +128,8 @@ class Show:
     portrait: str = ""
     style: Style = field(default_factory=Style)
     listeners: list[Callable[[], None]] = field(default_factory=list)
+    studio: "Studio | None" = None
+    face: Any = None
 
     def interrupt(self) -> None:
         """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
@@ -277,12 +279,51 @@ async def _cancel(tasks: Sequence[asyncio.Task]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class Studio:
+    """What all heads of a process have in common: one copy of the weights, and how heads are made. For any thread.
+
+    model: engine.model.Model (or what stands in for it). renderer: see StreamCore."""
+
+    settings: Settings
+    model: Any
+    renderer: Callable[[Any, int], Renderer] = CpuRenderer
+
+    def prepare(self, picture: Path | bytes) -> Any:
+        """A picture as file or bytes -> what heads are made of; takes a second of a core. Raises PortraitError."""
+        return self.model.prepare(load_portrait(picture, max(self.settings.video.size, _PORTRAIT_SIZE)))
+
+    def core(self, face: Any, style: Style | None = None, latency: str = "", seed: int | None = None) -> StreamCore:
+        """A head without a clock. latency, seed: as in the settings, which say what is not given."""
+        video, live = self.settings.video, self.settings.live
+        chosen = LATENCIES[latency or live.latency]
+        backlog, seed = round(live.backlog * SAMPLE_RATE), self.settings.head.seed if seed is None else seed
+        form = StreamSettings(video.fps, video.size, chosen.pace, chosen.cushion, backlog, seed)
+        return StreamCore(self.model, face, form, style, self.renderer)
+
+    def warm(self, face: Any) -> None:
+        """Run every network once: the first time takes long, and would be seen as a stutter."""
+        core = self.core(face)
+        core.tick(core.due(1))
+
+    def show(
+        self, face: Any, style: Style, name: str, latency: str = "", seed: int | None = None, **more: Any
+    ) -> "Show":
+        """A head in time, with nothing to hear or be seen on yet. name: of its portrait; more: fields of Show."""
+        video = self.settings.video
+        stamp = Badge(video.size).stamp if video.badge else None
+        margin = LATENCIES[latency or self.settings.live.latency].margin
+        stream = LiveStream(self.core(face, style, latency, seed), margin, stamp)
+        form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
+        return Show(stream, form, prepare=self.prepare, portrait=name, style=style, studio=self, face=face, **more)
+
+
 def make_show(
     settings: Settings, tell: Callable[[str], None], model: Model | None = None,
     renderer: Callable[[Any, int], Renderer] = CpuRenderer,
 ) -> Show:  # fmt: skip
     """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
-    video, head, live = settings.video, settings.head, settings.live
+    head, live = settings.head, settings.live
     check_names(settings)
     check_server(settings)
     picture = find_portrait(head.portrait, head.consent)
@@ -297,28 +338,17 @@ def make_show(
 
         server = Server.bind(settings)  # first, since it may be refused
         sinks.append(server.broadcast)
-    latency = LATENCIES[live.latency]
-    model = model or Model.load()
-
-    def prepare(picture: Path | bytes) -> Any:
-        return model.prepare(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)))
-
-    face = prepare(picture)
-    backlog = round(live.backlog * SAMPLE_RATE)
-    chosen = StreamSettings(video.fps, video.size, latency.pace, latency.cushion, backlog, head.seed)
-    warm = StreamCore(model, face, chosen, renderer=renderer)
-    warm.tick(warm.due(1))  # the first run of a network takes long, and would be seen as a stutter
+    studio = Studio(settings, model or Model.load(), renderer)
+    face = studio.prepare(picture)
+    studio.warm(face)
     style = Style(head.intensity, head.pose)
     name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
-    core = StreamCore(model, face, chosen, style, renderer)
-    stream = LiveStream(core, latency.margin, Badge(video.size).stamp if video.badge else None)
-    form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
-    show = Show(stream, form, source, tell=tell, prepare=prepare, portrait=name, style=style)
+    show = studio.show(face, style, name, source=source, tell=tell)
     try:
         if server is not None:
             show.services.append(server.serve)
         for sink in sinks:
-            sink.open(form)
+            sink.open(show.form)
             show.sinks.append(sink)
     except Exception:
         for sink in show.sinks:

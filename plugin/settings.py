@@ -208,6 +208,12 @@ class ServerSettings(BaseModel):
     origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_names)] = Field(
         (), description="a list of origins such as https://example.org"
     )
+    sessions: Literal["auto"] | Annotated[Whole, Field(ge=0, le=1000)] = Field(
+        "auto", description="auto or a whole number from 0 (none) to 1000"
+    )
+    session_idle: Annotated[float, _NUMBER] = Field(
+        60.0, ge=1, le=86_400, description="a number of seconds from 1 to 86400"
+    )
 
     @property
     def is_local(self) -> bool:

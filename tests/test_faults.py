@@ -136,7 +136,7 @@ def test_nothing_stays_of_fifty_that_came_and_went():
 
             def empty() -> bool:
                 server = served.server
-                return not (len(server.broadcast.sessions) or server._speakers.count or server._sockets.count)
+                return not (len(server.broadcast.sessions) or server.room.speakers.count or server.room.sockets.count)
 
             async def settled() -> dict[str, int]:
                 await until(empty)
@@ -226,7 +226,7 @@ def test_offers_that_make_no_sense_are_refused_in_one_line(caplog):
                 asyncio.run_coroutine_threadsafe(ask(path, changed(changes)), loop).result(20)
 
             await asyncio.to_thread(try_one)
-            await until(lambda: not len(served.server.broadcast.sessions) and not served.server._speakers.count)
+            await until(lambda: not len(served.server.broadcast.sessions) and not served.server.room.speakers.count)
             async with watching(served.client, f"{served.url}/whep") as viewer:
                 await until(lambda: viewer.pictures)
 

@@ -20,11 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.features import SAMPLE_RATE
 from plugin import doctor
+from plugin import room as room_module
 from plugin import server as server_module
 from plugin.guard import Guard
 from plugin.render import bundled_portraits
+from plugin.room import Pulse
 from plugin.run import Show, make_show
-from plugin.server import Pulse, Server, address, listen
+from plugin.server import Server, address, listen
 from plugin.settings import SettingsError, load_settings
 from transports import websocket
 from transports.media import LazySink, TransportError
@@ -152,7 +154,7 @@ def test_whatever_goes_wrong_is_one_line_that_tells_nothing_of_the_inside(monkey
             def broken():
                 raise ZeroDivisionError("inside")
 
-            monkeypatch.setattr(served.server, "_peers", broken)
+            monkeypatch.setattr(served.server.room, "peers", broken)
             answers = []
             for method, path in (("GET", "/state"), ("GET", "/none"), ("POST", "/health"), ("GET", "/../etc/passwd")):
                 async with served.client.request(method, served.url + path) as answer:
@@ -182,21 +184,24 @@ def test_whatever_goes_wrong_is_one_line_that_tells_nothing_of_the_inside(monkey
 
 
 def test_every_route_needs_the_token_and_only_the_token():
-    public = {"/", "/page.js", "/page.css", "/icon.svg", "/favicon.ico"}
-
     async def ask(served, method, path, **headers):
         async with served.client.request(method, served.url + path, headers=headers, allow_redirects=False) as answer:
             return answer.status
 
     async def look():
-        async with serving(token=TOKEN) as served:
+        async with serving(token=TOKEN, server__sessions="2") as served:
+            bearer = {"Authorization": f"Bearer {TOKEN}"}
+            async with served.client.post(f"{served.url}/sessions", headers=bearer) as answer:
+                session = answer.headers["Location"]
+            public = {"/", "/page.js", "/page.css", "/icon.svg", "/favicon.ico", f"{session}/"}
             routes = {
-                (route.method, route.resource.canonical.replace("{", "").replace("}", ""))
+                (route.method, re.sub(r"[{}]", "", route.resource.canonical.replace("/sessions/{id}", session)))
                 for route in served.server.app().router.routes()
             }
-            assert len(routes) > 15
-            assert {path for _, path in routes} >= {"/health", "/metrics", "/speak", "/whep", "/whip", "/portrait"}
-            for method, path in sorted(routes):
+            assert len(routes) > 45
+            own = {"/health", "/speak", "/whep", "/whep/session", "/whip", "/portrait", "/style", "/state"}
+            assert {path for _, path in routes} >= {"/metrics", *own, "/sessions", *(session + path for path in own)}
+            for method, path in sorted(routes, key=lambda route: (route[0] == "DELETE", route)):
                 method = "GET" if method == "*" else method
                 if path in public:
                     assert await ask(served, method, path) in (200, 308)
@@ -349,7 +354,7 @@ def test_a_body_is_taken_or_refused_in_one_line(path, kind, body, status, told):
 
 
 def test_a_picture_without_a_length_is_limited_too_and_one_that_never_comes(monkeypatch):
-    monkeypatch.setattr(server_module, "UPLOAD_SECONDS", 0.3)
+    monkeypatch.setattr(room_module, "UPLOAD_SECONDS", 0.3)
 
     async def many(count, wait=0.0):
         for _ in range(count):
@@ -425,7 +430,7 @@ def test_portraits_are_listed_with_small_pictures():
 def test_health_state_and_metrics_tell_what_happens():
     async def look():
         async with serving() as served:
-            await until(lambda: served.server._pulse.rate > 20)
+            await until(lambda: served.server.room.pulse.rate > 20)
             served.show.stream.push(np.full(1600, 0.5, np.float32))
             await until(lambda: served.show.stream.figures.latency)
             served.show.problems["camera"] = "camera: it is gone"
@@ -478,7 +483,7 @@ def test_a_head_that_makes_no_frames_is_not_healthy():
 
     async def look():
         async with serving() as served:
-            served.server._pulse = pulse
+            served.server.room.pulse = pulse
             pulse.beat = lambda *_: None
             async with served.client.get(served.url + "/health") as answer:
                 return answer.status, (await answer.json())["status"]
@@ -551,7 +556,7 @@ def test_an_interrupt_drops_all_that_was_sent(by):
             await socket.send_bytes(words(20).tobytes() + b"\x00")  # a byte too many, which the next message completes
             await told(socket, "started")
             await until(lambda: len(served.screen.sound) > 4000)
-            assert served.server._sockets.backlog > 15
+            assert served.server.room.sockets.backlog > 15
             if by == "the sender":
                 await socket.send_json({"type": "interrupt"})
             else:
@@ -559,7 +564,7 @@ def test_an_interrupt_drops_all_that_was_sent(by):
                     assert answer.status == 204
             interrupted = await told(socket, "interrupted")
             spoken = len(served.screen.sound)
-            assert served.server._sockets.backlog == 0
+            assert served.server.room.sockets.backlog == 0
             await asyncio.sleep(0.4)
             after = len(served.screen.sound)
             last = words(0.3)
@@ -591,7 +596,7 @@ def test_a_sender_that_is_too_fast_waits(monkeypatch):
             sending = asyncio.create_task(send())
             for _ in range(60):
                 await asyncio.sleep(0.02)
-                seen.append(served.server._sockets.backlog)
+                seen.append(served.server.room.sockets.backlog)
             done = sending.done()
             sending.cancel()
             await socket.close(code=1001)
@@ -609,7 +614,7 @@ def test_what_was_sent_before_a_normal_close_is_spoken():
         async with serving(live__backlog="0.5") as served:
             async with served.speak() as socket:
                 await socket.send_bytes(sent.tobytes())
-            await until(lambda: served.server._sockets.count == 0 and served.show.stream.silent)
+            await until(lambda: served.server.room.sockets.count == 0 and served.show.stream.silent)
             assert served.show.floor.speaker is None
             return served.screen.sound
 
@@ -639,7 +644,7 @@ def test_a_sender_that_breaks_the_rules_is_told_which(query, message, code, reas
                 await socket.send_str(message)
             while (got := await socket.receive(timeout=5)).type is aiohttp.WSMsgType.TEXT:
                 pass
-            await until(lambda: served.server._sockets.count == 0)
+            await until(lambda: served.server.room.sockets.count == 0)
             return got.type, got.data, got.extra
 
     kind, data, extra = live(talk())
@@ -650,7 +655,7 @@ def test_a_sender_that_breaks_the_rules_is_told_which(query, message, code, reas
 def test_more_speakers_than_allowed_are_asked_to_wait_and_the_second_goes_unheard():
     async def talk():
         async with serving() as served, contextlib.AsyncExitStack() as stack:
-            first, second, *_ = [await stack.enter_async_context(served.speak()) for _ in range(server_module.SOCKETS)]
+            first, second, *_ = [await stack.enter_async_context(served.speak()) for _ in range(room_module.SOCKETS)]
             with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
                 await served.speak()
             await first.send_bytes(words(0.5).tobytes())

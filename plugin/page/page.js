@@ -35,9 +35,12 @@ class Refused extends Error {
   }
 }
 
+// "/", or "/sessions/ID/" where the page shows a head of many: all paths are its own
+const base = location.pathname.replace(/[^/]*$/, "");
+
 async function ask(path, options = {}) {
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(base + path.slice(1), { ...options, headers });
   if (response.ok) return response;
   const refused = new Refused(response, (await response.text().catch(() => "")).trim());
   if (refused.status === 401) await login();
