@@ -275,7 +275,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_arguments(kinds)
     parser.add_argument(
         "--seconds", type=positive, metavar="S",
-        help="how long to measure: --live 60 by default, --sessions 20 each, --growth 3600 of stream time",
+        help="how long to measure: live 60 by default, --sessions 20 each, --growth 3600 of stream time",
     )  # fmt: skip
     parser.add_argument(
         "--latency", choices=tuple(LATENCIES), default="interactive",

@@ -1,4 +1,4 @@
-"""`ifmdm bench --live`: the whole live head on this machine, for a while, with one WebRTC viewer.
+"""`ifmdm bench live`: the whole live head on this machine, for a while, with one WebRTC viewer.
 
 The head runs here as `ifmdm run` makes it, with its server. A microphone is played by a task that delivers 20 ms at a
 time on the clock: words and pauses. A viewer watches over WHEP from a process of its own, so that what it costs is not
@@ -336,4 +336,4 @@ def table(result: dict) -> str:
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--live", action="store_true", help="measure the live head with a viewer instead")
+    parser.add_argument("live", nargs="?", choices=("live",), help="measure the live head with a viewer instead")

@@ -1,4 +1,4 @@
-"""The viewer of `ifmdm bench --live`, in a process of its own: watches over WHEP until standard input ends, then prints
+"""The viewer of `ifmdm bench live`, in a process of its own: watches over WHEP until standard input ends, then prints
 what it saw as JSON. Its first line says that it watches."""
 
 import asyncio

@@ -114,7 +114,7 @@ def test_a_start_that_fails_is_told_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--sessions", "0"], ["--sessions", "many"], ["--seconds", "-1"],
-                                   ["--seconds", "nan"], ["--live", "--growth"]])  # fmt: skip
+                                   ["--seconds", "nan"], ["live", "--growth"]])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_in_one_line(words, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *words])

@@ -1,4 +1,4 @@
-"""`ifmdm bench --live`: that it measures what it says. How good the figures are, is no matter of tests."""
+"""`ifmdm bench live`: that it measures what it says. How good the figures are, is no matter of tests."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_a_live_head_is_measured_with_a_viewer(untrained, tmp_path, monkeypatch,
     monkeypatch.setattr(engine.model, "WEIGHTS", untrained.directory)
     monkeypatch.setattr(bench_live, "INTERRUPTS", 1)
     monkeypatch.setattr(bench_live, "WARM_UP_SECONDS", 1.0)
-    assert cli.main(["bench", "--live", "--seconds", "5", "--json", "live.json"]) == 0
+    assert cli.main(["bench", "live", "--seconds", "5", "--json", "live.json"]) == 0
     result = json.loads((tmp_path / "live.json").read_text())
     told = capsys.readouterr().out
     assert result["seconds"] >= 5
