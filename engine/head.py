@@ -33,10 +33,13 @@ class Frame:
 
 def statistics(model: Model, latent: np.ndarray, style: Style) -> Statistics:
     """Motion statistics for a portrait whose own latent (D,) is given: centred where clips are that look like it, moved
-    by the pose; as wide as clips are, times the intensity."""
+    by the pose; as wide as clips are, times the intensity, but for what moves the lips: somebody who sits still speaks
+    no less clearly. Each number counts to the lips by its share in the directions that move them."""
     arrays = model.arrays
     mean = np.append(latent, 1.0) @ arrays["mean_from_portrait"] + np.asarray(style.pose) @ arrays["degrees"]
-    return Statistics(mean.astype(np.float32), (arrays["deviation"] * max(style.intensity, 1e-3)).astype(np.float32))
+    lips = np.square(arrays["lips"]).sum(0)
+    width = np.sqrt(lips + (1 - lips) * max(style.intensity, 1e-3) ** 2)
+    return Statistics(mean.astype(np.float32), (arrays["deviation"] * width).astype(np.float32))
 
 
 class Head:

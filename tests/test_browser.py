@@ -153,7 +153,7 @@ def test_the_mouth_follows_the_microphone(chromium, tmp_path, assets):
         # as still as the head can be, but for the lips
         viewer.page.fill("#intensity", "0")
         head.wait_until(lambda told: told["intensity"] == 0)
-        viewer.page.wait_for_timeout(1500)
+        viewer.page.wait_for_timeout(3000)
         measure = "([box, s]) => measure.motion(document.querySelector('video'), box, s)"
         seconds = min(WATCH_SECONDS, 10) / 2
         silent = viewer.page.evaluate(measure, [mouth, seconds])
