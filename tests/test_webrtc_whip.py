@@ -256,7 +256,7 @@ def test_a_viewer_speaks_on_its_own_connection_if_that_is_wanted():
 @pytest.mark.parametrize(
     "change, status, said",
     [
-        (lambda text: text.replace("opus", "speex").replace("PCM", "XXX").replace("G722", "G729"), 406, "opus"),
+        (lambda text: text.replace("opus", "speex").replace("PCM", "PCX").replace("G722", "G729"), 406, "opus"),
         (lambda text: text.replace("a=sendonly", "a=recvonly"), 422, "sendonly"),
         (lambda text: text.replace("a=sendonly", "a=inactive"), 422, "sendonly"),
     ],
