@@ -33,7 +33,7 @@ from webrtc_peers import ALONE, Viewer, offer, post, watching
 
 from plugin.run import make_show
 from plugin.settings import load_settings
-from transports import microphone, virtual_camera
+from transports import microphone, portaudio, virtual_camera
 
 HERE = Path(__file__).parent
 
@@ -324,8 +324,8 @@ def test_a_microphone_that_is_unplugged_and_comes_back(monkeypatch):
         PortAudioError=type("PortAudioError", (Exception,), {}),
     )
     monkeypatch.setattr(microphone, "load_sounddevice", lambda: module)
-    monkeypatch.setattr(microphone, "DEAD_SECONDS", 0.3)
-    monkeypatch.setattr(microphone, "RETRY_SECONDS", (0.3,))
+    monkeypatch.setattr(portaudio, "DEAD_SECONDS", 0.3)
+    monkeypatch.setattr(portaudio, "RETRY_SECONDS", (0.3,))
     monkeypatch.setattr("plugin.run._CHECK_SECONDS", 0.1)
 
     async def look():

@@ -15,8 +15,8 @@ from typing import Any
 import av
 import numpy as np
 
-from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
-from transports.portaudio import DEAD_SECONDS, RETRY_SECONDS, find_device, load_sounddevice
+from transports.media import LazySink, MediaFormat, MediaFrame
+from transports.portaudio import DeviceStream, find_device, load_sounddevice
 
 BLOCK_SECONDS = 0.01
 #: A wrong position is mended at once beyond the first, sample by sample beyond the second.
@@ -66,16 +66,13 @@ class AudioDeviceSink(LazySink):
 
     def __init__(self, device: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         """device: a number, a name or a part of it (see `ifmdm devices`); "" is the system's default."""
-        self._device, self._clock = device, clock
+        self._device = device
         self._lock = threading.Lock()
-        self._stream = None
+        self._stream = DeviceStream(self._begin, "the audio output takes no sound; is it plugged in?", clock)
         self._target: float | None = None
         self._needs: deque[float] = deque(maxlen=200)
         self._anchor: float | None = None
         self._position: int | None = None
-        self._asked = 0.0
-        self._tries = 0
-        self._closed = False
         self.jumps = 0
 
     def open(self, form: MediaFormat) -> None:
@@ -92,16 +89,13 @@ class AudioDeviceSink(LazySink):
             self._next: int | None = None  # position, in the voice's samples, that the resampler goes on from
             self._written = 0
             self._position = None
-        try:
-            self._stream = module.OutputStream(
+        self._stream.start(
+            lambda: module.OutputStream(
                 device=device.index, samplerate=device.rate, channels=min(2, device.outputs), dtype="float32",
                 blocksize=round(device.rate * BLOCK_SECONDS), latency="low", callback=self._give,
-            )  # fmt: skip
-            self._asked = self._clock()
-            self._stream.start()
-        except (module.PortAudioError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise TransportError(f"{device.name}: the audio output cannot be opened ({reason})") from error
+            ),
+            f"{device.name}: the audio output cannot be opened", (module.PortAudioError, ValueError, OSError),
+        )  # fmt: skip
 
     def send(self, frame: MediaFrame) -> None:
         with self._lock:
@@ -125,7 +119,7 @@ class AudioDeviceSink(LazySink):
 
     def _give(self, out: np.ndarray, frames: int, when: object, status: object) -> None:
         """PortAudio's thread asks for the next block."""
-        now = self._asked = self._clock()
+        now = self._stream.beat()
         ahead = max(0.0, when.outputBufferDacTime - when.currentTime)
         with self._lock:
             self._needs.append(ahead + frames / self._rate + SLACK_SECONDS)
@@ -161,33 +155,10 @@ class AudioDeviceSink(LazySink):
             self._target = max(lag, own)
 
     def check(self) -> str:
-        silent = self._clock() - self._asked
-        if silent < DEAD_SECONDS:
-            self._tries = 0
-            return ""
-        pause = RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)]
-        if silent > pause and not self._closed:
-            self._tries += 1
-            self._drop()
-            try:
-                self._begin()
-            except TransportError as error:
-                self._asked = self._clock() - DEAD_SECONDS
-                return str(error)
-        return "the audio output takes no sound; is it plugged in?"
+        return self._stream.check()
 
     def close(self) -> None:
-        self._closed = True
-        self._drop()
-
-    def _drop(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            try:
-                stream.abort()
-                stream.close()
-            except Exception:  # the device is gone; so is the stream
-                return
+        self._stream.close()
 
 
 def create(options: Mapping[str, Any]) -> AudioDeviceSink:

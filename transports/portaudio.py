@@ -1,8 +1,10 @@
 """sounddevice, imported only when sound devices are asked for, and how devices are named."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from transports.media import TransportError
 
@@ -64,3 +66,64 @@ def find_device(module: ModuleType, wanted: str, output: bool) -> SoundDevice:
     if not wanted:
         raise TransportError(f"this machine has no {kind}; plug one in, or choose another source or output")
     raise TransportError(f"{wanted}: no such {kind}; there are: {names}")
+
+
+@dataclass(eq=False)
+class DeviceStream:
+    """A PortAudio stream that is begun again when its device was gone and comes back.
+
+    begin: finds the device and calls `start`, raising TransportError; trouble: a line for when the device is silent;
+    clock: seconds. `beat` is for PortAudio's thread, with each block.
+    """
+
+    begin: Callable[[], None]
+    trouble: str
+    clock: Callable[[], float]
+    closed: bool = False
+    _stream: Any = None
+    _last: float = 0.0
+    _tries: int = 0
+
+    def start(self, make: Callable[[], Any], failed: str, errors: tuple[type[Exception], ...]) -> None:
+        """Make the stream and let it run. Raises TransportError, which begins with `failed`, for those errors."""
+        try:
+            self._stream = make()
+            self._last = self.clock()
+            self._stream.start()
+        except errors as error:
+            raise TransportError(f"{failed} ({' '.join(str(error).split())})") from error
+
+    def beat(self) -> float:
+        """A block came; the time."""
+        self._last = self.clock()
+        return self._last
+
+    def check(self) -> str:
+        """As a sink's."""
+        silent = self.clock() - self._last
+        if silent < DEAD_SECONDS:
+            self._tries = 0
+            return ""
+        pause = RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)]
+        if silent > pause and not self.closed:
+            self._tries += 1
+            self._drop()
+            try:
+                self.begin()
+            except TransportError as error:
+                self._last = self.clock() - DEAD_SECONDS
+                return str(error)
+        return self.trouble
+
+    def close(self) -> None:
+        self.closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            try:
+                stream.abort()
+                stream.close()
+            except Exception:  # the device is gone; so is the stream
+                return
