@@ -7,7 +7,8 @@ The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once in
     u = y + sum_k c_k L_k(y)                  the face deforms         (fields over the picture, 128 x 128,
                                                                         and finer ones in the mouth and eyes boxes)
     (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: teeth, cavity, lids)
-    frame(x) = (1 - a) portrait(u) + t        where it covers the old  (a: its opacity, t: its premultiplied colour)
+    v = front(u) + (1 - m(u)) back(x)         the background stays     (m: the person's matte, see layers)
+    frame(x) = (1 - a) v + t                  where it covers the old  (a: its opacity, t: its premultiplied colour)
 
 Texture and deformation live in the portrait's own coordinates, before the head moves, so they stay on the face. At the
 portrait's own motion every coefficient is zero and the frame is the portrait.
@@ -127,13 +128,15 @@ class Fields:
     textures in 0..1 of full scale.
 
     head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 4, 96, 96) and
-    eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity.
+    eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity;
+    matte (B, 1, 128, 128): logits of how much of a pixel is the person's.
     """
 
     head: Tensor
     face: Tensor
     mouth: Tensor
     eyes: Tensor
+    matte: Tensor
 
 
 class PortraitNetwork(nn.Module):
@@ -149,6 +152,7 @@ class PortraitNetwork(nn.Module):
         self.whole = UNet(5, widths)
         self.head_out = nn.Conv2d(widths[2], 2 * shape.head, 3, 1, 1)
         self.face_out = nn.Conv2d(widths[0], 2 * shape.face, 3, 1, 1)
+        self.matte_out = nn.Conv2d(widths[0], 1, 3, 1, 1)
         self.mouth = UNet(5, (32, 64, 96, 128))
         self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 4 * shape.mouth_texture, 3, 1, 1)
         self.eyes = UNet(5, (24, 48, 64, 96))
@@ -178,6 +182,7 @@ class PortraitNetwork(nn.Module):
             face,
             self._patch(self.mouth, self.mouth_out, self.mouth_window, mouth, shape.mouth_flow),
             self._patch(self.eyes, self.eyes_out, self.eyes_window, eyes, shape.eyes_flow),
+            self.matte_out(features[4]).float(),
         )
 
 
@@ -216,6 +221,37 @@ def sample(field: Tensor, points: Tensor, padding: str = "border") -> Tensor:
     """field (N, C, H, W) at points (N, M, 2) in 0..1 of it -> (N, M, C), bilinear, pixel centres at half pixels."""
     grid = (points * 2 - 1)[:, None]
     return F.grid_sample(field, grid, mode="bilinear", padding_mode=padding, align_corners=False)[:, :, 0].mT
+
+
+@dataclass
+class Layers:
+    """A portrait taken apart. front (N, 4, H, W): what the person adds to the picture, and how much of the background
+    shows through (1 - matte); back (N, 3, H, W): the background, filled in where the person was."""
+
+    front: Tensor
+    back: Tensor
+
+    def __getitem__(self, index) -> "Layers":
+        return Layers(self.front[index], self.back[index])
+
+
+def fill(picture: Tensor, known: Tensor) -> Tensor:
+    """picture (N, 3, S, S), S a power of two, with what is not known (N, 1, S, S) in 0..1 filled in smoothly from what
+    is around it (push-pull, Gortler et al. 1996)."""
+    if picture.shape[-1] == 1:
+        return picture
+    weight = F.avg_pool2d(known, 2)
+    coarse = F.avg_pool2d(picture * known, 2) / weight.clamp(min=1e-4)
+    coarse = fill(coarse, (weight * 4).clamp(max=1))
+    coarse = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return picture * known + coarse * (1 - known)
+
+
+def layers(picture: Tensor, matte: Tensor) -> Layers:
+    """Picture (N, 3, S, S) and its matte (N, 1, S, S) in 0..1 -> Layers that give exactly the picture at rest."""
+    grown = F.max_pool2d(matte, 2 * (picture.shape[-1] // 32) + 1, 1, picture.shape[-1] // 32)
+    back = fill(picture, 1 - (grown * 1.5).clamp(max=1))
+    return Layers(torch.cat([picture - (1 - matte) * back, 1 - matte], 1), back)
 
 
 def _mix(weights: Tensor, fields: Tensor) -> Tensor:

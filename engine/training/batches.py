@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.training.modes import POSE, STABLE, Modes, rigid_fit
-from engine.training.prepare import SIZE
+from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
@@ -58,6 +58,7 @@ class Cache:
 
     frames: np.ndarray
     landmarks: np.ndarray
+    mattes: np.ndarray
     clips: list[dict]
 
     @classmethod
@@ -66,7 +67,8 @@ class Cache:
             raise InputError(f"{folder}: not a prepared cache; make one with `ifmdm train prepare`")
         landmarks = np.load(folder / "landmarks.npy")
         frames = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(len(landmarks), SIZE, SIZE, 3))
-        return cls(frames, landmarks, json.loads((folder / "index.json").read_text()))
+        mattes = np.memmap(folder / "mattes.u8", np.uint8, "r", shape=(len(landmarks), MATTE, MATTE))
+        return cls(frames, landmarks, mattes, json.loads((folder / "index.json").read_text()))
 
     def split(self, name: str, tiers: tuple[str, ...] = ("clean", "research")) -> list[dict]:
         return [clip for clip in self.clips if clip["split"] == name and clip["tier"] in tiers]
@@ -81,7 +83,8 @@ class Batch:
     (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes;
     target_mouth and target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips,
     over the mouth window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over
-    the eyes window; real (B,): 0 where the targets are made up from a still, so that only landmarks can judge."""
+    the eyes window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the
+    targets are made up from a still, so that only landmarks can judge."""
 
     frames: Tensor
     landmarks: Tensor
@@ -92,6 +95,7 @@ class Batch:
     target_eyes: Tensor
     inside: Tensor
     lids: Tensor
+    matte: Tensor
     real: Tensor
 
 
@@ -120,14 +124,17 @@ class Augmentation:
         zoom = np.sqrt(np.abs(np.linalg.det(self.matrix[:, :2])))
         return np.concatenate([points[..., :2] @ self.matrix[:, :2].T + self.matrix[:, 2], points[..., 2:] * zoom], -1)
 
-    def frame(self, picture: np.ndarray) -> np.ndarray:
-        """(256, 256, 3) uint8 after the augmentation."""
+    def place(self, picture: np.ndarray) -> np.ndarray:
+        """(S, S, ...) uint8 mirrored and moved, its colours as they were."""
         if self.mirror:
             picture = picture[:, ::-1]
-        pixels = self.matrix.copy()
-        pixels[:, 2] = SIZE * self.matrix[:, 2] - 0.5 + self.matrix[:, :2] @ [0.5, 0.5]
-        picture = np.ascontiguousarray(picture)
-        picture = cv2.warpAffine(picture, pixels, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+        size, pixels = len(picture), self.matrix.copy()
+        pixels[:, 2] = size * self.matrix[:, 2] - 0.5 + self.matrix[:, :2] @ [0.5, 0.5]
+        return cv2.warpAffine(np.ascontiguousarray(picture), pixels, (size, size), borderMode=cv2.BORDER_REPLICATE)
+
+    def frame(self, picture: np.ndarray) -> np.ndarray:
+        """(256, 256, 3) uint8 after the augmentation."""
+        picture = self.place(picture)
         table = np.clip((np.arange(256)[:, None] / 255 * self.gain + self.shift) * 255, 0, 255).astype(np.uint8)
         return cv2.LUT(picture, table[None])
 
@@ -221,11 +228,12 @@ class Sampler:
                 at = _extremes_first(at, landmarks, rng)
             at = at[np.arange(1 + self.targets) % clip["count"]]
         frames = [self.cache.frames[clip["start"] + i] for i in at]
+        matte = self.cache.mattes[clip["start"] + at[0]]
         jitter = np.zeros((2, 2), np.float32)
         if self.augment:
             change = Augmentation.draw(rng)
             landmarks = change.landmarks(landmarks, self.modes.mirror)
-            frames = [change.frame(frame) for frame in frames]
+            frames, matte = [change.frame(frame) for frame in frames], change.place(matte)
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)
         latents[:, POSE:] -= latents[:, POSE:].mean(0)
@@ -246,6 +254,7 @@ class Sampler:
             "lids": np.stack(
                 [closed_lids(landmarks[0], p, box) for p, box in zip(landmarks[1:], eyes[1:], strict=True)]
             ),
+            "matte": matte[None],
             "real": 0.0 if still else 1.0,
         }
 
@@ -279,5 +288,6 @@ def collate(parts: list[dict]) -> Batch:
         target_eyes=eyes[:, 1:],
         inside=stack("inside"),
         lids=stack("lids"),
+        matte=stack("matte") / 255,
         real=torch.tensor([part["real"] for part in parts]),
     )

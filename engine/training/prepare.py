@@ -1,8 +1,10 @@
 """`ifmdm train prepare`: clips -> a cache of frames and landmarks that stage 1 trains on.
 
 The cache is a folder: `frames.u8` (N, 256, 256, 3) uint8 RGB, `landmarks.npy` (N, 478, 3) float32 in 0..1 of the
-picture (MediaPipe face mesh with irises; z in the unit of x), `index.json` (one entry a clip: manifest row, `start`,
-`count`, `frames_at`). Landmarks serve the bootstrap and the crops of training only; nothing of them is shipped.
+picture (MediaPipe face mesh with irises; z in the unit of x), `mattes.u8` (N, 128, 128) uint8: how much of a pixel is
+the person's (MediaPipe selfie segmentation), `index.json` (one entry a clip: manifest row, `start`,
+`count`, `frames_at`). Landmarks serve the bootstrap and the crops of training only; nothing of them is shipped. Mattes
+teach the portrait network its own.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import numpy as np
 from engine.errors import InputError
 
 SIZE = 256
+MATTE = 128
 LANDMARKS = 478
 #: Frames taken of a clip, evenly spaced: short clips have little to show, long ones vary more.
 FRAMES_PER_CLIP = {"lrc_ar": 10, "grid": 12, "talkvid": 32, "vasa1": 64, "liveportrait": 48}
@@ -54,8 +57,9 @@ def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
     mesh = mp.solutions.face_mesh.FaceMesh(
         static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
     )
+    person = mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
     landmarks, index, start = [], [], 0
-    with (cache / f"frames_{part}.u8").open("wb") as pixels:
+    with (cache / f"frames_{part}.u8").open("wb") as pixels, (cache / f"mattes_{part}.u8").open("wb") as mattes:
         for number, row in enumerate(rows):
             kept = []
             for at, frame in _frames(data / row["path"], FRAMES_PER_CLIP.get(row["source"], FRAMES_OTHERWISE)):
@@ -65,6 +69,8 @@ def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
                 landmarks.append(np.array([[p.x, p.y, p.z] for p in found[0].landmark], np.float32))
                 small = cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) if len(frame) != SIZE else frame
                 pixels.write(np.ascontiguousarray(small).tobytes())
+                matte = cv2.resize(person.process(small).segmentation_mask, (MATTE, MATTE), interpolation=cv2.INTER_AREA)
+                mattes.write((matte * 255).round().astype(np.uint8).tobytes())
                 kept.append(at)
             if kept:
                 index.append(dict(row, start=start, count=len(kept), frames_at=kept))
@@ -78,11 +84,12 @@ def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
 def join_parts(cache: Path, parts: int) -> None:
     """Concatenate what the workers wrote into one cache, and drop the parts."""
     index, landmarks, start = [], [], 0
-    with (cache / "frames.u8").open("wb") as out:
+    with (cache / "frames.u8").open("wb") as frames, (cache / "mattes.u8").open("wb") as mattes:
         for part in range(parts):
-            with (cache / f"frames_{part}.u8").open("rb") as pixels:
-                while block := pixels.read(1 << 26):
-                    out.write(block)
+            for name, out in (("frames", frames), ("mattes", mattes)):
+                with (cache / f"{name}_{part}.u8").open("rb") as pixels:
+                    while block := pixels.read(1 << 26):
+                        out.write(block)
             landmarks.append(np.load(cache / f"landmarks_{part}.npy"))
             for entry in json.loads((cache / f"index_{part}.json").read_text()):
                 index.append(dict(entry, start=entry["start"] + start))
@@ -90,7 +97,7 @@ def join_parts(cache: Path, parts: int) -> None:
     np.save(cache / "landmarks.npy", np.concatenate(landmarks))
     (cache / "index.json").write_text(json.dumps(index))
     for part in range(parts):
-        for name in (f"frames_{part}.u8", f"landmarks_{part}.npy", f"index_{part}.json"):
+        for name in (f"frames_{part}.u8", f"mattes_{part}.u8", f"landmarks_{part}.npy", f"index_{part}.json"):
             (cache / name).unlink()
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
+from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, layers, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
+from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
@@ -98,6 +99,14 @@ def render(motion: Motion, portrait: Tensor, points: Tensor) -> Tensor:
     return sample(portrait, source) * (1 - opacity) + colour
 
 
+def render_layers(motion: Motion, portrait: Layers, points: Tensor) -> Tensor:
+    """As render, the background staying where it is."""
+    source, colour, opacity = motion.trace(points)
+    front = sample(portrait.front, source)
+    whole = front[..., :3] + front[..., 3:] * sample(portrait.back, points)
+    return whole * (1 - opacity) + colour
+
+
 def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     """Per-picture L1 of the differences between neighbours, (N, 3, H, W) -> (N,)."""
     d = a - b
@@ -105,9 +114,11 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def losses(
-    model: Renderer, batch: Batch, teacher: Tensor, perceptual: Perceptual | None, train_encoder: bool = True
+    model: Renderer, batch: Batch, teacher: Tensor, perceptual: Perceptual | None, train_encoder: bool = True,
+    discriminator: Discriminator | None = None,
 ) -> dict[str, Tensor]:
-    """All loss terms of a batch. teacher (B,) bool: clips whose latents come from the motion modes."""
+    """All loss terms of a batch. teacher (B,) bool: clips whose latents come from the motion modes. The term
+    "discriminator" is for its own optimiser."""
     size, times = batch.frames.shape[0], batch.frames.shape[1] - 1
     autocast = torch.autocast(batch.frames.device.type, torch.bfloat16)
     with autocast:
@@ -128,10 +139,11 @@ def losses(
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=targets.device).expand(len(targets), 4)
     points = grid_points(whole, 80, 80) + (torch.rand(2, device=targets.device) - 0.5) / 80
     small = halve(batch.frames.flatten(0, 1)).view(size, times + 1, 3, 128, 128)
-    still = small[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
-    picture = (render(motion, still, points) - sample(small[:, 1:].flatten(0, 1), points)).abs().mean((1, 2))
+    still = layers(small[:, 0], batch.matte)[torch.arange(size, device=targets.device).repeat_interleave(times)]
+    picture = (render_layers(motion, still, points) - sample(small[:, 1:].flatten(0, 1), points)).abs().mean((1, 2))
 
     out = {"picture": (picture * real).sum()}
+    out["matte"] = F.binary_cross_entropy_with_logits(fields.matte, batch.matte)
     for name, boxes, height, width in (
         ("mouth", batch.target_mouth, MOUTH_RASTER, MOUTH_RASTER),
         ("eyes", batch.target_eyes, *EYES_RASTER),
@@ -149,6 +161,12 @@ def losses(
             with autocast:
                 distance = perceptual(ours[some], true[some])
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
+        if name == "mouth" and discriminator is not None:
+            judged = real > 0
+            with autocast:
+                seen, far = adversarial_loss(discriminator, true[judged], ours[judged])
+                out["discriminator"] = discriminator_loss(discriminator, true[judged], ours[judged])
+            out["adversary"], out["features"] = seen, far
 
     # what lies between the lips is new: say so while landmarks judge, or the lips stretch over it for good
     points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
@@ -180,8 +198,12 @@ WEIGHTS = {
     "eyes": 1.5,
     "eyes_gradient": 1.0,
     "lids": 0.5,
-    "perceptual": 0.04,
+    "perceptual": 0.07,
     "range": 0.1,
+    "matte": 0.05,
+    "adversary": 0.4,
+    "features": 0.3,
+    "discriminator": 1.0,  # reaches the discriminator alone
 }
 LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6, "cover": 2.0}
 
@@ -206,6 +228,8 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
         motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], mouth, eyes)
         targets = frames[0, 1:]
         portrait = frames[:, 0].expand(len(targets), -1, -1, -1)
+        matte = F.interpolate(fields.matte.sigmoid(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        parted = layers(frames[:, 0], matte)[torch.zeros(len(targets), dtype=torch.long, device=device)]
         face = batch.target_mouth[0].to(device).clone()
         unit = face[:, 2:3] / 2.1
         face = torch.cat([face[:, :2] + face[:, 2:] / 2 - unit * torch.tensor([1.4, 2.1], device=device),
@@ -215,12 +239,13 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
         for name, (box, height, width) in regions.items():
             points = grid_points(box, height, width)
             true = sample(targets, points)
-            sums[name] += float((render(motion, portrait, points).clamp(0, 1) - true).abs().mean())
+            ours = render_layers(motion, parted, points) if name == "face" else render(motion, portrait, points)
+            sums[name] += float((ours.clamp(0, 1) - true).abs().mean())
             copies[name] += float((sample(portrait, points) - true).abs().mean())
         if sheet is not None and number < 10:
             points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(2, 4), 192, 192)
             two = Motion(*(getattr(motion, f)[:2] for f in ("head", "face", "mouth", "eyes", "mouth_box", "eyes_box")))
-            ours = render(two, portrait[:2], points).view(2, 192, 192, 3)
+            ours = render_layers(two, parted[:2], points).view(2, 192, 192, 3)
             true = sample(targets[:2], points).view(2, 192, 192, 3)
             still = sample(portrait[:1], points[:1]).view(192, 192, 3)
             rows.append(torch.cat([still, true[0], ours[0], true[1], ours[1]], 1).clamp(0, 1).cpu().numpy())
@@ -247,19 +272,42 @@ def spread(clips: list[dict], count: int) -> list[dict]:
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
 
 
-def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW]:
-    """Model, {average, step} and optimiser of a run: as its checkpoint left them, or new."""
+@dataclass
+class Adversary:
+    """The discriminator and what it learns by."""
+
+    judge: Discriminator
+    optimiser: torch.optim.Adam
+
+    @classmethod
+    def new(cls, device: str) -> "Adversary":
+        judge = Discriminator().to(device)
+        return cls(judge, torch.optim.Adam(judge.parameters(), 4e-4, betas=(0.0, 0.99)))
+
+    def state(self) -> dict:
+        return {"judge": self.judge.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load(self, state: dict) -> None:
+        self.judge.load_state_dict(state["judge"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW, Adversary]:
+    """Model, {average, step}, optimiser and adversary of a run: as its checkpoint left them, or new."""
     model = Renderer().to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), Schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
+    adversary = Adversary.new(device)
     checkpoint = run / "checkpoint.pt"
     if not checkpoint.is_file():
         average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        return model, {"average": average, "step": 0}, optimiser
+        return model, {"average": average, "step": 0}, optimiser, adversary
     state = torch.load(checkpoint, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
+    if "adversary" in state:
+        adversary.load(state["adversary"])
     print(f"resumed at step {state['step']}", flush=True)
-    return model, {"average": state["average"], "step": state["step"]}, optimiser
+    return model, {"average": state["average"], "step": state["step"]}, optimiser, adversary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +321,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
     parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
     parser.add_argument("--perceptual-from", type=int, default=10**9, help="step from which the perceptual loss counts")
+    parser.add_argument("--adversary-from", type=int, default=10**9, help="step from which the adversary counts")
+    parser.add_argument("--rate", type=float, default=Schedule.rate, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -282,8 +332,8 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    schedule = Schedule(args.steps, args.bootstrap or args.steps)
-    model, state, optimiser = new_state(args.run, args.device)
+    schedule = Schedule(args.steps, args.bootstrap or args.steps, rate=args.rate)
+    model, state, optimiser, adversary = new_state(args.run, args.device)
     average, step, checkpoint = state["average"], state["step"], args.run / "checkpoint.pt"
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
@@ -301,6 +351,7 @@ def run(args: argparse.Namespace) -> int:
             "model": model.state_dict(),
             "optimiser": optimiser.state_dict(),
             "average": average,
+            "adversary": adversary.state(),
             "step": step,
         }
         torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -331,13 +382,17 @@ def run(args: argparse.Namespace) -> int:
             teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
             judge = perceptual if step >= args.perceptual_from else None
             learns = not (args.keep_encoder or schedule.frozen(step))
-            terms = losses(model, batch, teacher, judge, learns)
+            fought = adversary.judge if step >= args.adversary_from else None
+            terms = losses(model, batch, teacher, judge, learns, fought)
             weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
             loss = sum(weights[name] * value for name, value in terms.items())
             optimiser.zero_grad(set_to_none=True)
+            adversary.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
+            if fought is not None:
+                adversary.optimiser.step()
             step, since = step + 1, since + 1
             decay = min(0.995, (1 + step) / (10 + step))
             with torch.no_grad():
