@@ -28,6 +28,7 @@ from engine.head import Style, statistics
 from engine.model import FILES, VERSION, Model
 from engine.motion.generator import OFFLINE, MotionGenerator
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
+from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
 from engine.training.latents import load_renderer
 from engine.training.modes import POSE, POSE_UNIT
@@ -190,6 +191,8 @@ def pose_directions(corpus: Corpus, cache: Path) -> np.ndarray:
     angles, changes = [], []
     for clip in corpus.split("train", ("clean", "research")):
         entry = known[clip["path"]]
+        if abs(float(entry["fps"]) - LATENT_RATE) > 0.1:
+            continue  # its latents are not those of its frames
         at = np.array(entry["frames_at"])
         at = at[at < clip["count"]]
         z = corpus.latents_of(clip)[at]

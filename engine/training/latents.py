@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from engine.features import SAMPLE_RATE
+from engine.motion.timing import LATENT_RATE
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import Renderer, mix, sample
 from engine.training.batches import Cache, Sampler, collate, keypoints_of
@@ -70,6 +71,16 @@ def encode_clip(model: Renderer, frames: np.ndarray, keypoints: np.ndarray) -> n
         with torch.autocast(device.type, torch.bfloat16):
             out.append(encode(model, part, mouth, eyes)[0].cpu().numpy())
     return np.concatenate(out).astype(np.float32)
+
+
+def at_rate(latents: np.ndarray, fps: float) -> np.ndarray:
+    """Latents (n, D) of a clip's frames -> those at 25 Hz, by linear interpolation."""
+    if abs(fps - LATENT_RATE) < 0.1:
+        return latents
+    at = np.arange(0, len(latents) - 1, fps / LATENT_RATE)
+    low = at.astype(int)
+    part = (at - low).astype(np.float32)[:, None]
+    return latents[low] * (1 - part) + latents[low + 1] * part
 
 
 @torch.no_grad()
@@ -135,10 +146,10 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     for number, clip in enumerate(wanted):
         frames, sound = read_clip(args.data / clip["path"])
-        z = encode_clip(model, frames, keypoints_of(cache.landmarks_of(clip)[0]))
+        z = at_rate(encode_clip(model, frames, keypoints_of(cache.landmarks_of(clip)[0])), float(clip["fps"]))
         latents.append(z)
         sounds.append(sound.astype(np.float16))
-        keep = {k: clip[k] for k in ("path", "source", "identity", "tier", "split")}
+        keep = {k: clip[k] for k in ("path", "source", "identity", "tier", "split", "fps")}
         clips.append(keep | {"start": start, "count": len(z), "audio_start": audio_start, "audio_count": len(sound)})
         start, audio_start = start + len(z), audio_start + len(sound)
         if number % 100 == 0:
@@ -152,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
     sampler = Sampler(cache, modes, cache.split("train"), 1, augment=False, stills=False)
     diagonal = np.diag(np.sqrt(sensitivity(model, sampler, spread(cache.split("train"), 24), within)))
     train = [i for i, clip in enumerate(wanted) if clip["split"] == "train"]
+    train = [i for i in train if abs(float(wanted[i]["fps"]) - LATENT_RATE) < 0.1]  # their frames have latents
     reading = watched(cache, [wanted[i] for i in train], [latents[i] for i in train]) * within[:, None]
     np.save(args.output / "care.npy", np.concatenate([diagonal, 2 * reading], 1).astype(np.float32))
     np.save(args.output / "latents.npy", every)

@@ -200,7 +200,7 @@ WEIGHTS = {
     "lids": 0.5,
     "perceptual": 0.07,
     "range": 0.1,
-    "matte": 0.05,
+    "matte": 0.5,
     "adversary": 0.4,
     "features": 0.3,
     "discriminator": 1.0,  # reaches the discriminator alone

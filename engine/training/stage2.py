@@ -34,7 +34,7 @@ class Corpus:
 
     latents: np.ndarray
     audio: np.ndarray
-    clips: list[dict]  # manifest row, start, count (latents), audio_start, audio_count
+    clips: list[dict]  # manifest row, start, count (latents), audio_start, audio_count; late (frames): see align.py
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
@@ -54,7 +54,8 @@ class Corpus:
 
     def audio_of(self, clip: dict) -> np.ndarray:
         audio = self.audio[clip["audio_start"] : clip["audio_start"] + clip["audio_count"]].astype(np.float32)
-        wanted = clip["count"] * LATENT_HOP
+        wanted, late = clip["count"] * LATENT_HOP, round(clip.get("late", 0.0) * LATENT_HOP)
+        audio = audio[late:] if late > 0 else np.pad(audio, (-late, 0))
         return np.pad(audio, (0, max(0, wanted - len(audio))))[:wanted]
 
 
@@ -73,6 +74,12 @@ class Normaliser:
         every = np.concatenate(parts)
         inside = np.concatenate([part - part.mean(0) for part in parts])
         return cls(every.mean(0), every.std(0), np.maximum(inside.std(0), 1e-4))
+
+    @classmethod
+    def load(cls, run: Path) -> "Normaliser":
+        """That of a run of `ifmdm train motion`."""
+        with np.load(run / "normaliser.npz", allow_pickle=False) as data:
+            return cls(*(data[name] for name in ("centre", "total", "within")))
 
     def statistics(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
         """Mean and deviation (D,) of a clip's latents -> the condition (2 D,)."""
@@ -141,6 +148,24 @@ class WindowSampler:
         weight = np.array([clip["count"] * SOURCE_WEIGHT.get(clip["source"], 1.0) for clip in clips])
         self.weight = weight / weight.sum()
         self.filters, self.window = torch.from_numpy(mel_filters()), torch.from_numpy(hann())
+
+    def starts(self, clips: list[dict]) -> Windows:
+        """Each clip's first window, as it is."""
+        length = self.shape.window
+        latents = np.zeros((len(clips), length, self.shape.latent), np.float32)
+        present = np.zeros((len(clips), length), np.float32)
+        audio = np.zeros((len(clips), WINDOW - HOP + length * LATENT_HOP), np.float32)
+        statistics = np.zeros((len(clips), 2 * self.shape.latent), np.float32)
+        for row, clip in enumerate(clips):
+            z = self.corpus.latents_of(clip)
+            count = min(length, len(z))
+            latents[row, :count] = (z[:count] - z.mean(0)) / self.normaliser.within
+            present[row, :count] = 1
+            audio[row, WINDOW - HOP :][: count * LATENT_HOP] = self.corpus.audio_of(clip)[: count * LATENT_HOP]
+            statistics[row] = self.normaliser.statistics(z.mean(0), z.std(0))
+        features = log_mel(torch.from_numpy(audio), self.filters, self.window)
+        latents, present, statistics = (torch.from_numpy(x) for x in (latents, present, statistics))
+        return Windows(latents, present, features, statistics, torch.zeros(len(clips), dtype=torch.int64))
 
     def batch(self, size: int, seed: int, step: int, augmented: bool = True) -> Windows:
         rng = np.random.default_rng((seed, step))
