@@ -19,7 +19,7 @@ from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
 WEIGHTS = Path(__file__).parent / "weights"
-VERSION = 2
+VERSION = 3
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "degrees")
 
@@ -122,6 +122,6 @@ class Model:
         """Run the portrait network: once a portrait, a fraction of a second."""
         inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
         latent = self.encode(inputs)
-        fields = dict(zip(("head", "face", "mouth", "eyes"), self._portrait.run(None, inputs), strict=True))
+        fields = dict(zip(("head", "face", "mouth", "eyes", "matte"), self._portrait.run(None, inputs), strict=True))
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         return prepare(portrait.pixels, portrait.keypoints, counts, latent, self.coefficients(latent), fields)

@@ -41,6 +41,9 @@ OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.4)
 
 #: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
 BLINK = 1.6
+#: Of the way to where the sampler says, the head goes so much in a latent's 40 ms; lips and lids go all of it. Each hop
+#: is sampled anew, and a head has more mass than that.
+STEADY = 0.6
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ class Statistics:
 
 @dataclass
 class MotionState:
-    """What a stream carries from hop to hop. past (n, D): normalised latents already made; features (m, 64): those not
-    yet consumed, preceded by those of the past; hops: how many were made."""
+    """What a stream carries from hop to hop. past (n, D): normalised latents already made; steadied (n, D): the same as
+    given out; features (m, 64): those not yet consumed, preceded by those of the past; hops: how many were made."""
 
     past: np.ndarray
+    steadied: np.ndarray
     features: np.ndarray
     hops: int = 0
 
@@ -87,7 +91,8 @@ class MotionGenerator:
         if min(pace.hop, pace.steps) < 1 or pace.look_ahead < 0 or pace.hop + pace.look_ahead >= self.window:
             raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
         silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
-        self.state = MotionState(self._normalise(self.first)[None], silence)
+        first = self._normalise(self.first)[None]
+        self.state = MotionState(first, first, silence)
 
     def _normalise(self, latent: np.ndarray) -> np.ndarray:
         return ((latent - self.statistics.mean) / self.swing).astype(np.float32)
@@ -110,12 +115,14 @@ class MotionGenerator:
         """Forget the last `dropped` latents made, and all speech after those that stay, as if silence had followed."""
         state = self.state
         state.past = state.past[: len(state.past) - dropped]
+        state.steadied = state.steadied[: len(state.past)]
         state.features[len(state.past) * FEATURES_PER_LATENT :] = scale(np.float32(FLOOR))
 
     def steer(self, statistics: Statistics) -> None:
         """Aim at other statistics from the next hop on; the motion made so far stays where it is."""
         shift = (self.statistics.mean - statistics.mean) / self.swing
         self.state.past = (self.state.past + shift).astype(np.float32)
+        self.state.steadied = (self.state.steadied + shift).astype(np.float32)
         self.statistics = statistics
 
     def _waiting(self) -> int:
@@ -142,10 +149,21 @@ class MotionGenerator:
         made = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
         dropped = max(0, count + pace.hop - keep)
+        given = self._steady(made)
         state.past = np.concatenate([state.past, made])[-keep:]
+        state.steadied = np.concatenate([state.steadied, given])[-keep:]
         state.features = state.features[dropped * FEATURES_PER_LATENT :]
         state.hops += 1
-        return made * self.swing + self.statistics.mean
+        return given * self.swing + self.statistics.mean
+
+    def _steady(self, made: np.ndarray) -> np.ndarray:
+        """Latents (n, D) following on those given out -> the same with a steadier head."""
+        sharp = np.concatenate([self.lips, self.lids])
+        given = [self.state.steadied[-1]]
+        for latent in made:
+            away = latent - given[-1]
+            given.append(given[-1] + np.float32(STEADY) * away + np.float32(1 - STEADY) * (away @ sharp.T) @ sharp)
+        return np.stack(given[1:])
 
     def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:
         """Window with a clean past and noise (new, D) -> latents (new, D)."""

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from engine.renderer.boxes import eyes_box, mouth_box
+from engine.renderer.matte import part, refine, shine
 
 CANVAS = 256
 #: The portrait is kept so many times as fine as it is shown, by Lanczos' filter, and frames pick from it bilinearly.
@@ -55,10 +56,11 @@ class Patch:
 
 @dataclass(frozen=True)
 class PreparedPortrait:
-    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; latent (D,) its own motion; coefficients (C,) h of it;
+    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (S, S) in 0..1: the person's share of each; latent (D,) its own motion; coefficients (C,) h of it;
     head (Kh, 32 * 32 * 2) and face (Kf, 128 * 128 * 2) in canvas pixels; patches: mouth, eyes."""
 
     pixels: np.ndarray
+    matte: np.ndarray
     latent: np.ndarray
     coefficients: np.ndarray
     counts: FieldCounts
@@ -113,7 +115,7 @@ def prepare(
     """Outputs of the networks -> a portrait ready to move.
 
     pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,) and coefficients (C,) of the portrait; fields: head
-    (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth and eyes as in network.Fields."""
+    (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes and matte as in network.Fields."""
 
     def rows(field: np.ndarray) -> np.ndarray:
         laid = field[0].transpose(0, 2, 3, 1) * CANVAS
@@ -121,6 +123,7 @@ def prepare(
 
     return PreparedPortrait(
         pixels,
+        refine(1 / (1 + np.exp(-fields["matte"][0, 0])), pixels, keypoints),
         latent,
         coefficients,
         counts,
@@ -146,11 +149,17 @@ class CpuRenderer:
 
     def __init__(self, portrait: PreparedPortrait, size: int):
         self.portrait, self.size = portrait, size
-        pixels = portrait.pixels
+        pixels, matte = portrait.pixels, portrait.matte
         if len(pixels) != size:
             kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
             pixels = cv2.resize(pixels, (size, size), interpolation=kind)
-        self._pixels = cv2.resize(pixels, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+            matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
+        parted = part(pixels, matte)
+        self._back = parted.back
+        self._front = cv2.resize(parted.front, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+        self._moving = np.empty((size, size, 4), np.uint8)
+        self._through = np.empty((size, size), np.uint8)
+        self._shining = np.empty((size, size, 3), np.uint8)
         self._grid = self._raster(CANVAS)
         self._full_grid = self._raster(size) * FINER + FINER // 2
         self._map = np.empty((CANVAS, CANVAS, 2), np.float32)
@@ -185,7 +194,13 @@ class CpuRenderer:
         weights = (coefficients - self.portrait.coefficients).astype(np.float32)
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
-        frame = cv2.remap(self._pixels, self._full, None, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(
+            self._front, self._full, None, cv2.INTER_LINEAR, dst=self._moving, borderMode=cv2.BORDER_REPLICATE
+        )
+        cv2.extractChannel(self._moving, 3, dst=self._through)
+        shine(self._back, self._through, self._shining)
+        frame = cv2.cvtColor(self._moving, cv2.COLOR_RGBA2RGB, dst=out)
+        cv2.add(frame, self._shining, dst=frame)
         self._paint(frame, (mouth_texture, eyes_texture))
         return frame
 

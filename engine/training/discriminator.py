@@ -1,16 +1,18 @@
 """The adversary of the mouth: tells real mouth windows from rendered ones, patch by patch.
 
 A mean of all mouths that a latent allows is a blur, and that is what L1 asks for. The adversary asks for one of them:
-PatchGAN (Isola et al. 2017) with spectral norm (Miyato et al. 2018), hinge loss, and features matched (Wang et al.
-2018). It is used in training only.
+PatchGAN (Isola et al. 2017), hinge loss, and features matched (Wang et al. 2018). It is shown the windows and, stronger,
+their finest detail, which is where rendered mouths differ from real ones: without, it learned nothing in 500 steps. It
+is used in training only.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 
 WIDTHS = (32, 64, 128)
+#: How much stronger than the window itself its finest detail is shown.
+DETAIL = 10.0
 
 
 class Discriminator(nn.Module):
@@ -18,15 +20,17 @@ class Discriminator(nn.Module):
 
     def __init__(self):
         super().__init__()
-        layers, last = [], 3
+        layers, last = [], 6
         for width in WIDTHS:
-            layers.append(nn.Sequential(spectral_norm(nn.Conv2d(last, width, 4, 2, 1)), nn.LeakyReLU(0.2)))
+            norm = nn.GroupNorm(8, width) if last > 6 else nn.Identity()
+            layers.append(nn.Sequential(nn.Conv2d(last, width, 4, 2, 1), norm, nn.LeakyReLU(0.2)))
             last = width
-        layers.append(spectral_norm(nn.Conv2d(last, 1, 3, 1, 1)))
+        layers.append(nn.Conv2d(last, 1, 3, 1, 1))
         self.layers = nn.ModuleList(layers)
 
     def forward(self, windows: Tensor) -> list[Tensor]:
-        features = [windows * 2 - 1]
+        detail = windows - F.avg_pool2d(windows, 3, 1, 1, count_include_pad=False)
+        features = [torch.cat([windows * 2 - 1, detail * DETAIL], 1)]
         for layer in self.layers:
             features.append(layer(features[-1]))
         return features[1:]

@@ -59,7 +59,7 @@ class PortraitGraph(nn.Module):
     def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> tuple[Tensor, ...]:
         crops = crop(picture, mouth, MOUTH, MOUTH), crop(picture, eyes, *EYES)
         fields = self.renderer.portrait(halve(picture), *crops)
-        return fields.head, fields.face, fields.mouth, fields.eyes
+        return fields.head, fields.face, fields.mouth, fields.eyes, fields.matte
 
 
 class CoefficientsGraph(nn.Module):
@@ -223,7 +223,7 @@ def export(
     mouth, eyes = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.3, 0.3, 0.4, 0.2]])
     picture, boxes = (torch.rand(1, 3, SIZE, SIZE), mouth, eyes), ["picture", "mouth_box", "eyes_box"]
     _export(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
-    fields = ["head", "face", "mouth", "eyes"]
+    fields = ["head", "face", "mouth", "eyes", "matte"]
     _export(PortraitGraph(renderer), picture, boxes, fields, output / "portrait.onnx", False)
     _export(
         CoefficientsGraph(renderer), (torch.rand(2, renderer.shape.latent),), ["latents"], ["coefficients"],

@@ -27,6 +27,7 @@ from engine.training.perceptual import Perceptual
 
 EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
+ADVERSARY_WARMUP = 300  # steps
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
 
@@ -113,6 +114,14 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean((1, 2, 3)) + (d[..., 1:] - d[..., :-1]).abs().mean((1, 2, 3))
 
 
+def _share(loss: Tensor, measure: Tensor, of: Tensor) -> Tensor:
+    """The factor by which a loss pulls at `of` as strongly as another one does (Esser et al. 2021, equation 7)."""
+    if not of.requires_grad:
+        return torch.ones((), device=of.device)
+    strong = torch.autograd.grad(measure, of, retain_graph=True)[0].norm()
+    return (strong / torch.autograd.grad(loss, of, retain_graph=True)[0].norm().clamp(min=1e-9)).clamp(max=1e3)
+
+
 def losses(
     model: Renderer, batch: Batch, teacher: Tensor, perceptual: Perceptual | None, train_encoder: bool = True,
     discriminator: Discriminator | None = None,
@@ -166,7 +175,8 @@ def losses(
             with autocast:
                 seen, far = adversarial_loss(discriminator, true[judged], ours[judged])
                 out["discriminator"] = discriminator_loss(discriminator, true[judged], ours[judged])
-            out["adversary"], out["features"] = seen, far
+            out["adversary"] = seen * _share(seen, WEIGHTS["mouth"] * out["mouth"], ours)
+            out["features"] = far
 
     # what lies between the lips is new: say so while landmarks judge, or the lips stretch over it for good
     points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
@@ -201,8 +211,8 @@ WEIGHTS = {
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
-    "adversary": 0.4,
-    "features": 0.3,
+    "adversary": 0.35,  # of the strength of the mouth's own loss
+    "features": 0.1,
     "discriminator": 1.0,  # reaches the discriminator alone
 }
 LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6, "cover": 2.0}
@@ -282,7 +292,7 @@ class Adversary:
     @classmethod
     def new(cls, device: str) -> "Adversary":
         judge = Discriminator().to(device)
-        return cls(judge, torch.optim.Adam(judge.parameters(), 4e-4, betas=(0.0, 0.99)))
+        return cls(judge, torch.optim.Adam(judge.parameters(), 5e-4, betas=(0.0, 0.99)))
 
     def state(self) -> dict:
         return {"judge": self.judge.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -385,6 +395,8 @@ def run(args: argparse.Namespace) -> int:
             fought = adversary.judge if step >= args.adversary_from else None
             terms = losses(model, batch, teacher, judge, learns, fought)
             weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
+            # the adversary must have learned something before it is listened to
+            weights["adversary"] *= float(np.clip((step - args.adversary_from) / ADVERSARY_WARMUP, 0, 1))
             loss = sum(weights[name] * value for name, value in terms.items())
             optimiser.zero_grad(set_to_none=True)
             adversary.optimiser.zero_grad(set_to_none=True)
