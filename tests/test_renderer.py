@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.cpu import CANVAS, CpuRenderer, FieldCounts, PreparedPortrait, lay_patch, portrait_inputs, prepare
+from engine.renderer.matte import fill, refine
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
 NUMBER = 15
@@ -44,6 +45,7 @@ def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[st
         planes[: 2 * flows] *= flow
         planes[2 * flows :] *= texture
         fields[name] = planes[None]
+    fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # all is the person
     return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
 
 
@@ -157,6 +159,94 @@ def test_one_buffer_serves_many_frames():
         fresh = CpuRenderer(prepared, 256).render(coefficients)
         assert np.array_equal(out, fresh)
         assert np.array_equal(renderer.render(coefficients), fresh)
+
+
+def person(middle: tuple[float, float] = (0.5, 0.55), radius: float = 0.3) -> np.ndarray:
+    """Logits (1, 1, 128, 128) of a round person."""
+    y, x = np.mgrid[:128, :128]
+    away = np.hypot((x + 0.5) / 128 - middle[0], (y + 0.5) / 128 - middle[1])
+    return ((radius - away) * 200).astype(np.float32)[None, None]
+
+
+def with_background(seed: int, side: int, **fields: float) -> PreparedPortrait:
+    """As portrait, in front of a background."""
+    own = np.random.default_rng(seed + 1).normal(size=NUMBER).astype(np.float32)
+    made = make_fields(seed, **fields) | {"matte": person()}
+    return prepare(scene(side, seed), KEYPOINTS, COUNTS, np.zeros(4, np.float32), own, made)
+
+
+def far_from_the_person(size: int) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    return np.hypot((x + 0.5) / size - 0.5, (y + 0.5) / size - 0.55) > 0.44
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_the_background_stays_still_while_the_person_moves(size):
+    prepared = with_background(1, 512)
+    renderer, rest, away = CpuRenderer(prepared, size), at_rest(prepared, size), far_from_the_person(size)
+    assert away.mean() > 0.3
+    for seed in range(3):
+        frame = renderer.render(moved(prepared, seed))
+        assert np.array_equal(frame[away], rest[away])
+        assert np.abs(frame[~away].astype(int) - rest[~away]).mean() > 3
+
+
+def test_at_rest_a_portrait_with_a_background_comes_back():
+    prepared = with_background(1, 512)
+    frame, rest = CpuRenderer(prepared, 512).render(prepared.coefficients).astype(int), prepared.pixels
+    whole = prepared.matte == 1
+    assert whole.mean() > 0.2
+    assert np.array_equal(frame[whole], rest[whole])
+    assert np.array_equal(frame[far_from_the_person(512)], rest[far_from_the_person(512)])
+    # around the person, only what is darker than the background filled in there may differ
+    assert (frame >= rest).all()
+    assert np.abs(frame - rest).mean() < 2
+
+
+def test_layers_are_those_of_training():
+    torch = pytest.importorskip("torch")
+    from engine.renderer.network import Fields, RendererShape, layers, mix
+    from engine.training.stage1 import grid_points, render_layers
+
+    prepared = with_background(2, 256)
+    coefficients = moved(prepared, 2)
+    frame = CpuRenderer(prepared, 256).render(coefficients)
+    tensors = {name: torch.from_numpy(field) for name, field in make_fields(2).items()}
+    boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
+    weights = torch.from_numpy(coefficients - prepared.coefficients)[None, None]
+    motion = mix(RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), weights, *boxes)
+    picture = torch.from_numpy(scene(256, 2)).permute(2, 0, 1)[None].float() / 255
+    parted = layers(picture, torch.from_numpy(prepared.matte)[None, None])
+    points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 256, 256)
+    truth = render_layers(motion, parted, points).clamp(0, 1).view(256, 256, 3).numpy() * 255
+    away = np.abs(frame - truth)[4:-4, 4:-4]
+    assert away.mean() < 0.8
+    assert np.percentile(away, 99.5) < 12  # where the two fill in the background is not one to the pixel
+
+
+def test_what_the_person_hides_is_filled_in_from_around():
+    picture = np.zeros((64, 64, 3), np.float32)
+    picture[:, :32], picture[:, 32:] = [200, 40, 10], [10, 90, 220]
+    hole = np.zeros((64, 64), np.float32)
+    hole[20:44, 8:24] = 1
+    filled = fill(picture * (1 - hole[..., None]), 1 - hole)
+    assert np.abs(filled - picture)[20:44, 8:16].max() < 25
+    assert np.array_equal(filled[hole == 0], picture[hole == 0])
+    assert np.isfinite(fill(picture, np.zeros((64, 64), np.float32))).all()  # a person who fills the picture
+
+
+def test_a_matte_follows_the_edge_that_the_picture_has():
+    picture = np.full((256, 256, 3), 230, np.uint8)
+    cv2.circle(picture, (128, 140), 78, (40, 30, 30), -1)
+    truth = picture[..., 0] < 100
+    coarse = cv2.GaussianBlur(cv2.resize(truth.astype(np.float32), (128, 128)), (0, 0), 2.5)
+    blurred = cv2.resize(coarse, (256, 256), interpolation=cv2.INTER_CUBIC)
+    fine = refine(coarse, picture, KEYPOINTS)
+    assert fine.shape == (256, 256)
+    assert 0 <= fine.min() <= fine.max() <= 1
+    assert np.abs(fine - truth).mean() < 0.75 * np.abs(blurred - truth).mean()
+    # the face is never see-through, even where the network saw nobody
+    assert refine(np.zeros((128, 128), np.float32), picture, KEYPOINTS)[125, 128] == 1
 
 
 def at_rest(prepared: PreparedPortrait, size: int) -> np.ndarray:

@@ -240,7 +240,7 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
     assert shapes == {
         "frames": (3, 4, 3, SIZE, SIZE), "landmarks": (3, 4, LANDMARKS, 2), "latents": (3, 4, LATENT),
         "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "inside": (3, 3, 72, 72),
-        "lids": (3, 3, 36, 72), "real": (3,),
+        "lids": (3, 3, 36, 72), "matte": (3, 1, MATTE, MATTE), "real": (3,),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
 

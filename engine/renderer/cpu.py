@@ -153,6 +153,7 @@ class CpuRenderer:
         if len(pixels) != size:
             kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
             pixels = cv2.resize(pixels, (size, size), interpolation=kind)
+        if len(matte) != size:
             matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
         parted = part(pixels, matte)
         self._back = parted.back

@@ -14,7 +14,7 @@ from engine.renderer.boxes import unit_length
 #: The side at which hidden background is filled in: it is smooth there, whatever the size of the picture.
 FILL = 256
 #: The matte's edge follows that of the picture within this share of its side.
-EDGE = 1 / 48
+EDGE = 1 / 32
 #: What is less than this of the person, or more than one less this, is none or all: a faint veil would stay behind.
 VEIL = 0.06
 

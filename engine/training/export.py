@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.features import LATENT_HOP, LogMel
-from engine.head import Style, statistics
 from engine.model import FILES, VERSION, Model
-from engine.motion.generator import OFFLINE, MotionGenerator
+from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
@@ -254,22 +253,22 @@ def export(
 def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     """(D,) the swing that makes motion as wide as it is asked to be.
 
-    A few sampler steps, a short hop after a known past: both pull towards the expected motion and swing too little. So
-    clips of the training split are generated from their speech as they ship, and what each number lacks of the
-    deviation that was asked for becomes a factor, between 1 (less would take the lips' swing away, too) and 2.2 (more
-    makes jitter of it)."""
+    A few sampler steps, a short hop after a known past, a head that is steadied: all pull towards the expected motion
+    and swing too little. So clips of the training split are generated from their speech as they ship, each asked for
+    its own statistics, and what each number lacks of their deviation becomes a factor, between 1 (less would take the
+    lips' swing away, too) and 2.2 (more makes jitter of it)."""
     model = Model.load(directory)
-    asked = model.arrays["deviation"]
     chosen = spread_clips(corpus.split("train", ("clean", "research")), clips)
-    got = []
+    asked, got = [], []
     for number, clip in enumerate(chosen):
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
         scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips", "lids"))
-        goal = statistics(model, z[0], Style())
+        goal = Statistics(z.mean(0), z.std(0))
         generator = MotionGenerator(model.velocity, model.listen, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
-    factor = asked / np.sqrt(np.mean(np.square(got), 0))
+        asked.append(z.std(0))
+    factor = np.sum(asked, 0) / np.sum(got, 0)
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
     return (model.arrays["within"] * np.clip(factor, 1.0, 2.2)).astype(np.float32)
 
