@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
-from engine.model import FILES, RUNTIME_ARRAYS  # noqa: E402
+from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.network import Renderer  # noqa: E402
 from engine.training import distil, encoder, export, stage1, stage2, teacher  # noqa: E402
@@ -388,6 +390,20 @@ def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, renderer_run, tmp
     assert [line["step"] for line in logged] == [2, 4]
 
 
+def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, modes, tmp_path, capsys):
+    train_renderer(cache_folder, tmp_path, "--from", WEIGHTS, "--minutes", 1.5 / 60)
+    assert capsys.readouterr().out.count("started from") == 1
+    trained, shipped = checkpoint(tmp_path), load_file(WEIGHTS / "weights.safetensors")
+    assert trained["step"] == 1  # a small one, since the rate warms up
+    for part in ("model", "average"):
+        fitting = [n for n, v in trained[part].items() if shipped.get(f"renderer.{n}", torch.empty(0)).shape == v.shape]
+        assert len(fitting) > 50
+        for name in fitting:
+            assert torch.allclose(trained[part][name], shipped[f"renderer.{name}"].float(), atol=1e-3)
+    with pytest.raises(InputError, match="this run has begun"):
+        train_renderer(cache_folder, tmp_path, "--from", WEIGHTS)
+
+
 def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
     monkeypatch.setattr(stage1, "validate", lambda *_: {})
     shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
@@ -585,6 +601,22 @@ def test_stage2_goes_on_exactly_where_it_stopped(latents_folder, tmp_path, monke
     assert set(whole) == {"model", "optimiser", "average", "step"}
     assert same_state(whole, resumed)
     assert not same_state(whole["model"], halfway["model"])
+
+
+def test_a_run_of_stage2_can_start_from_weights(latents_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "MotionShape", SMALL)
+    monkeypatch.setattr(stage2, "held_out", lambda *_: {"loss": 0.5})
+    torch.manual_seed(5)
+    given = MotionTransformer(SMALL(latent=LATENT)).state_dict()
+    save_file({f"motion.{name}": value.half() for name, value in given.items()}, tmp_path / "weights.safetensors")
+    folders = ("--latents", latents_folder, "--speech", speech_run(tmp_path), "--run", tmp_path / "run")
+    flags = ("--steps", 1, "--batch", 3, "--from", tmp_path)
+    assert stage2.run(arguments(stage2, monkeypatch, *folders, *flags)) == 0
+    for part in ("model", "average"):
+        for name, value in checkpoint(tmp_path / "run")[part].items():
+            assert torch.allclose(value, given[name], atol=1e-3)
+    with pytest.raises(InputError, match="this run has begun"):
+        stage2.run(arguments(stage2, monkeypatch, *folders, *flags))
 
 
 def test_held_out_figures(latents_folder):

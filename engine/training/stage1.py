@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
+from engine.training.checkpoint import refuse_to_start_over, start_from_weights
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
@@ -247,11 +248,14 @@ def spread(clips: list[dict], count: int) -> list[dict]:
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
 
 
-def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW]:
-    """Model, {average, step} and optimiser of a run: as its checkpoint left them, or new."""
+def new_state(run: Path, device: str, weights: Path | None = None) -> tuple[Renderer, dict, torch.optim.AdamW]:
+    """Model, {average, step} and optimiser of a run: as its checkpoint left them, or new (from weights, if given)."""
     model = Renderer().to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), Schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
     checkpoint = run / "checkpoint.pt"
+    if weights is not None:
+        refuse_to_start_over(checkpoint)
+        start_from_weights(model, weights, "renderer")
     if not checkpoint.is_file():
         average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         return model, {"average": average, "step": 0}, optimiser
@@ -265,6 +269,7 @@ def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
     parser.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
@@ -283,7 +288,7 @@ def run(args: argparse.Namespace) -> int:
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     schedule = Schedule(args.steps, args.bootstrap or args.steps)
-    model, state, optimiser = new_state(args.run, args.device)
+    model, state, optimiser = new_state(args.run, args.device, args.weights)
     average, step, checkpoint = state["average"], state["step"], args.run / "checkpoint.pt"
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say

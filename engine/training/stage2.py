@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
+from engine.training.checkpoint import refuse_to_start_over, start_from_weights
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
 SPEEDS = (0.87, 1.14)
@@ -291,6 +292,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
     parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=48)
@@ -314,8 +316,11 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     model = MotionTransformer(shape).to(args.device)
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.03, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step, checkpoint = 0, args.run / "checkpoint.pt"
+    if args.weights is not None:
+        refuse_to_start_over(checkpoint)
+        start_from_weights(model, args.weights, "motion")
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
