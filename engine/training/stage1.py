@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Motion, Renderer, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
-from engine.training.checkpoint import refuse_to_start_over, start_from_weights
+from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
@@ -248,22 +248,13 @@ def spread(clips: list[dict], count: int) -> list[dict]:
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
 
 
-def new_state(run: Path, device: str, weights: Path | None = None) -> tuple[Renderer, dict, torch.optim.AdamW]:
-    """Model, {average, step} and optimiser of a run: as its checkpoint left them, or new (from weights, if given)."""
+def open_run(folder: Path, device: str, weights: Path | None = None) -> Run:
+    """A run of stage 1: as its checkpoint left it, or new (from a weights folder, if given)."""
     model = Renderer().to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), Schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
-    checkpoint = run / "checkpoint.pt"
     if weights is not None:
-        refuse_to_start_over(checkpoint)
-        start_from_weights(model, weights, "renderer")
-    if not checkpoint.is_file():
-        average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        return model, {"average": average, "step": 0}, optimiser
-    state = torch.load(checkpoint, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    print(f"resumed at step {state['step']}", flush=True)
-    return model, {"average": state["average"], "step": state["step"]}, optimiser
+        start_from_weights(model, folder, weights, "renderer")
+    return Run.open(folder, model, optimiser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,8 +279,8 @@ def run(args: argparse.Namespace) -> int:
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     schedule = Schedule(args.steps, args.bootstrap or args.steps)
-    model, state, optimiser = new_state(args.run, args.device, args.weights)
-    average, step, checkpoint = state["average"], state["step"], args.run / "checkpoint.pt"
+    state = open_run(args.run, args.device, args.weights)
+    model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
@@ -301,23 +292,10 @@ def run(args: argparse.Namespace) -> int:
     def source(step: int) -> Sampler:
         return train if schedule.landmarks(step) > 0 else pictures
 
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average,
-            "step": step,
-        }
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").rename(checkpoint)
-
     def check() -> None:
         judge = Renderer(model.shape).to(args.device)
         judge.load_state_dict(average)
-        figures = validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png")
-        print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-        with (args.run / "held_out.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step} | figures) + "\n")
+        state.report(validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png"))
 
     started, totals, since = time.monotonic(), {}, 0
     with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
@@ -331,8 +309,7 @@ def run(args: argparse.Namespace) -> int:
                 prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
                 chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
                 model.encoder.load_state_dict(chosen)
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.learning_rate(step)
+            set_rate(optimiser, schedule.learning_rate(step))
             teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
             judge = perceptual if step >= args.perceptual_from else None
             learns = not (args.keep_encoder or schedule.frozen(step))
@@ -343,13 +320,9 @@ def run(args: argparse.Namespace) -> int:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            step, since = step + 1, since + 1
-            decay = min(0.995, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, value in model.state_dict().items():
-                    average[name].lerp_(value, 1 - decay)
-                for name, value in terms.items():
-                    totals[name] = totals.get(name, 0.0) + float(value.detach())
+            step, since = state.advance(0.995), since + 1
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach())
             if step % 50 == 0:
                 means = {name: value / since for name, value in totals.items()}
                 rate = (time.monotonic() - started) / 60
@@ -357,14 +330,13 @@ def run(args: argparse.Namespace) -> int:
                     f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()),
                     flush=True,
                 )
-                with (args.run / "train.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": step} | means) + "\n")
+                append(args.run / "train.jsonl", {"step": step} | means)
                 totals, since = {}, 0
             if step % 100 == 0:
-                save()
+                state.save()
             if step % 200 == 0:
                 check()
         upcoming.cancel()
-    save()
+    state.save()
     check()
     return 0
