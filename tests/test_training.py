@@ -619,6 +619,14 @@ def test_a_run_of_stage2_can_start_from_weights(latents_folder, tmp_path, monkey
         stage2.run(arguments(stage2, monkeypatch, *folders, *flags))
 
 
+def test_stage2_can_listen_with_the_speech_encoder_that_ships():
+    encoder = stage2.load_speech(WEIGHTS, MotionShape())
+    shipped = load_file(WEIGHTS / "weights.safetensors")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, shipped[f"speech.{name}"].float())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
 def test_held_out_figures(latents_folder):
     sampler = window_sampler(latents_folder)
     care = torch.from_numpy(np.load(latents_folder / "care.npy"))

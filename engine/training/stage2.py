@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
-from engine.training.checkpoint import Run, cosine_rate, read, set_rate, start_from_weights
+from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
 SPEEDS = (0.87, 1.14)
@@ -280,17 +280,20 @@ def _centred(x: Tensor, mask: Tensor) -> Tensor:
     return (x - (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
 
 
-def load_speech(run: Path, shape: MotionShape) -> SpeechEncoder:
-    """The averaged speech encoder of `ifmdm train speech`, which stays as it is."""
+def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
+    """The averaged speech encoder of an `ifmdm train speech` run, or that of a weights folder. It stays as it is."""
     encoder = SpeechEncoder(shape.speech)
-    state = read(run)["average"]
-    encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
+    if (folder / "weights.safetensors").is_file():
+        encoder.load_state_dict(shipped_part(folder, "speech"))
+    else:
+        state = read(folder)["average"]
+        encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
     return encoder.eval().requires_grad_(False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or weights")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=6000)
