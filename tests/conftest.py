@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from engine.portrait import Portrait, load_portrait
 # Decoding and face detection take as long as the machine is busy; that is no failure.
 settings.register_profile("ifmdm", deadline=None, print_blob=True)
 settings.load_profile("ifmdm")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to run in, without settings of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper().startswith("IFMDM_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

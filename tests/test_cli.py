@@ -14,14 +14,7 @@ from plugin.settings import Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Tests run in an empty folder, without settings of whoever runs them."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.upper().startswith("IFMDM_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def run(*args: str) -> int:

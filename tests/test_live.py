@@ -33,13 +33,7 @@ ROOT = Path(__file__).parent.parent
 FPS, SIZE = 45, 64
 FAST = Pace(hop=1, look_ahead=1, steps=1)
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.upper().startswith("IFMDM_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def core(**changes) -> StreamCore:

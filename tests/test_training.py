@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
-from engine.model import FILES, RUNTIME_ARRAYS  # noqa: E402
+from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.network import Renderer  # noqa: E402
 from engine.training import distil, encoder, export, stage1, stage2, teacher  # noqa: E402
 from engine.training.batches import EYE_OUTLINES, Augmentation, Cache, Sampler, closed_lids, collate, keypoints_of  # noqa: E402
 from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
-from engine.training.prepare import LANDMARKS, SIZE  # noqa: E402
+from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
 
 LATENT = POSE + stage1.EXPRESSIONS
 
@@ -105,9 +107,12 @@ def cache_folder(tmp_path_factory) -> Path:
             for points in landmarks[-1]:
                 pixels.write(photograph(points, number).tobytes())
             entry = {"path": f"{source}/{number}.mp4", "source": source, "split": split, "tier": "clean", "audio": "1"}
+            entry["fps"] = "25.0"
             index.append(entry | {"start": start, "count": count, "frames_at": [3 * i for i in range(count)]})
             start += count
     np.save(folder / "landmarks.npy", np.concatenate(landmarks))
+    person = (np.hypot(*(np.mgrid[:MATTE, :MATTE] - MATTE / 2)) < 40).astype(np.uint8) * 255
+    (folder / "mattes.u8").write_bytes(person.tobytes() * start)
     (folder / "index.json").write_text(json.dumps(index))
     return folder
 
@@ -388,6 +393,20 @@ def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, renderer_run, tmp
     assert [line["step"] for line in logged] == [2, 4]
 
 
+def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, modes, tmp_path, capsys):
+    train_renderer(cache_folder, tmp_path, "--from", WEIGHTS, "--minutes", 1.5 / 60)
+    assert capsys.readouterr().out.count("started from") == 1
+    trained, shipped = checkpoint(tmp_path), load_file(WEIGHTS / "weights.safetensors")
+    assert trained["step"] == 1  # a small one, since the rate warms up
+    for part in ("model", "average"):
+        fitting = [n for n, v in trained[part].items() if shipped.get(f"renderer.{n}", torch.empty(0)).shape == v.shape]
+        assert len(fitting) > 50
+        for name in fitting:
+            assert torch.allclose(trained[part][name], shipped[f"renderer.{name}"].float(), atol=1e-3)
+    with pytest.raises(InputError, match="this run has begun"):
+        train_renderer(cache_folder, tmp_path, "--from", WEIGHTS)
+
+
 def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
     monkeypatch.setattr(stage1, "validate", lambda *_: {})
     shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
@@ -587,6 +606,30 @@ def test_stage2_goes_on_exactly_where_it_stopped(latents_folder, tmp_path, monke
     assert not same_state(whole["model"], halfway["model"])
 
 
+def test_a_run_of_stage2_can_start_from_weights(latents_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "MotionShape", SMALL)
+    monkeypatch.setattr(stage2, "held_out", lambda *_: {"loss": 0.5})
+    torch.manual_seed(5)
+    given = MotionTransformer(SMALL(latent=LATENT)).state_dict()
+    save_file({f"motion.{name}": value.half() for name, value in given.items()}, tmp_path / "weights.safetensors")
+    folders = ("--latents", latents_folder, "--speech", speech_run(tmp_path), "--run", tmp_path / "run")
+    flags = ("--steps", 1, "--batch", 3, "--from", tmp_path)
+    assert stage2.run(arguments(stage2, monkeypatch, *folders, *flags)) == 0
+    for part in ("model", "average"):
+        for name, value in checkpoint(tmp_path / "run")[part].items():
+            assert torch.allclose(value, given[name], atol=1e-3)
+    with pytest.raises(InputError, match="this run has begun"):
+        stage2.run(arguments(stage2, monkeypatch, *folders, *flags))
+
+
+def test_stage2_can_listen_with_the_speech_encoder_that_ships():
+    encoder = stage2.load_speech(WEIGHTS, MotionShape())
+    shipped = load_file(WEIGHTS / "weights.safetensors")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, shipped[f"speech.{name}"].float())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
 def test_held_out_figures(latents_folder):
     sampler = window_sampler(latents_folder)
     care = torch.from_numpy(np.load(latents_folder / "care.npy"))
@@ -753,3 +796,75 @@ def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, late
         latents[[clip["start"] + i for i in at]] = pose[: len(at)] @ true + 3
     known = export.pose_directions(stage2.Corpus(latents, corpus.audio, corpus.clips), cache_folder)
     assert np.abs(known - true).max() < 0.005
+
+
+# --- the adversary, and clips aligned in time
+
+
+def test_the_discriminator_learns_to_tell_blur_from_detail():
+    from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
+
+    generator = torch.Generator().manual_seed(0)
+    true = torch.rand(16, 3, 72, 72, generator=generator) * 0.3 + 0.4
+    made = torch.nn.functional.avg_pool2d(true, 5, 1, 2, count_include_pad=False)
+    torch.manual_seed(0)
+    judge = Discriminator()
+    optimiser = torch.optim.Adam(judge.parameters(), 1e-3, betas=(0.0, 0.99))
+    first = float(discriminator_loss(judge, true, made).detach())
+    for _ in range(25):
+        optimiser.zero_grad()
+        discriminator_loss(judge, true, made).backward()
+        optimiser.step()
+    assert float(discriminator_loss(judge, true, made).detach()) < 0.7 * first
+    # what fools it is what has the detail, and fooling it teaches it nothing
+    optimiser.zero_grad()
+    made.requires_grad_(True)
+    seen, far = adversarial_loss(judge, true, made)
+    (seen + far).backward()
+    assert all(parameter.grad is None for parameter in judge.parameters())
+    with torch.no_grad():
+        assert adversarial_loss(judge, true, true)[0] < seen
+        assert adversarial_loss(judge, true, true)[1] == 0
+
+
+def test_the_adversary_pulls_as_strongly_as_it_may():
+    from engine.training.stage1 import _share
+
+    picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    strong, weak = (picture * 5).sum(), (picture * 0.01).square().sum()
+    pull = torch.autograd.grad(weak * _share(weak, strong, picture), picture)[0].norm()
+    assert float(pull) == pytest.approx(float(torch.autograd.grad(strong, picture)[0].norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("late", [-2.3, -1.0, 0.0, 0.4, 1.5, 3.0])
+def test_a_slide_is_found_to_a_part_of_a_frame(late):
+    from engine.training.align import slide
+
+    rng = np.random.default_rng(4)
+    at = np.arange(36)
+    waves = [(rng.uniform(0.25, 0.9), rng.uniform(0, 6)) for _ in range(6)]
+    real = sum(np.sin(w * at + p) for w, p in waves)
+    made = sum(np.sin(w * (at - late) + p) for w, p in waves) + rng.normal(0, 0.3, 36)
+    assert slide(real, made) == pytest.approx(late, abs=0.3)
+    assert slide(real, rng.normal(size=36)) is None
+
+
+def test_sound_that_comes_late_is_moved_to_its_picture():
+    sound = np.arange(10 * 640, dtype=np.float16) % 1000
+    clip = {"start": 0, "count": 8, "audio_start": 0, "audio_count": len(sound)}
+    corpus = stage2.Corpus(np.zeros((8, 4), np.float32), sound, [clip])
+    whole = corpus.audio_of(clip)
+    assert np.array_equal(corpus.audio_of(clip | {"late": 0.5}), sound[320 : 320 + 8 * 640].astype(np.float32))
+    early = corpus.audio_of(clip | {"late": -1.0})
+    assert not early[:640].any()
+    assert np.array_equal(early[640:], whole[:-640])
+
+
+def test_latents_of_thirty_frames_a_second_are_read_at_twenty_five():
+    from engine.training.latents import at_rate
+
+    ramp = np.arange(36, dtype=np.float32)[:, None] / 30  # seconds
+    even = at_rate(ramp, 30.0)
+    assert len(even) == 30
+    assert np.allclose(even[:, 0], np.arange(30) / 25, atol=1e-5)
+    assert at_rate(ramp, 25.0) is ramp

@@ -1,6 +1,7 @@
 """What viewers get of the head: the right pictures at the right times, keyframes, one clock, and no harm to others."""
 
 import asyncio
+import contextlib
 import itertools
 import struct
 import time
@@ -302,46 +303,50 @@ def test_thinning_is_slow_to_begin_sends_whole_pieces_and_ends():
     assert thin.allowance is None
 
 
+@contextlib.asynccontextmanager
+async def lone_viewer(codec):
+    """(broadcast, its head, the one viewer): no network, and frames only from who sends them."""
+    broadcast = Broadcast(WebRtcOptions())
+    head = Head([broadcast])
+    broadcast.open(head.form)
+    viewer = broadcast.viewer(codec, True)
+    broadcast.join(viewer)
+    try:
+        yield broadcast, head, viewer
+    finally:
+        await broadcast.aclose()
+
+
 def test_an_interrupt_drops_what_waits():
     async def main():
-        broadcast = Broadcast(WebRtcOptions())
-        head = Head([broadcast])
-        broadcast.open(head.form)
-        viewer = broadcast.viewer("vp8", True)
-        broadcast.join(viewer)
-        slowed(broadcast, 0.1)
-        now = time.monotonic()
-        for index in range(20):  # the first is being encoded, the others wait
-            broadcast.send(head.frame(index, now))
-        broadcast.interrupt()
-        await until(lambda: not broadcast._busy)
-        assert broadcast.counts.encoded == 1 and viewer.video.count <= 1, "only what was in work"
-        assert viewer.voice.count == 0
-        head.generation = 1
-        for index in range(100, 103):
-            broadcast.send(head.frame(index, now))
-        await until(lambda: viewer.voice.count and not broadcast._busy)
-        first = await viewer.voice.recv()
-        assert first.pts > 100 * 48_000 / 45 - 960 - 400
-        broadcast.interrupt()
-        assert viewer.voice.count == 0
-        await broadcast.aclose()
+        async with lone_viewer("vp8") as (broadcast, head, viewer):
+            slowed(broadcast, 0.1)
+            now = time.monotonic()
+            for index in range(20):  # the first is being encoded, the others wait
+                broadcast.send(head.frame(index, now))
+            broadcast.interrupt()
+            await until(lambda: not broadcast._busy)
+            assert broadcast.counts.encoded == 1 and viewer.video.count <= 1, "only what was in work"
+            assert viewer.voice.count == 0
+            head.generation = 1
+            for index in range(100, 103):
+                broadcast.send(head.frame(index, now))
+            await until(lambda: viewer.voice.count and not broadcast._busy)
+            first = await viewer.voice.recv()
+            assert first.pts > 100 * 48_000 / 45 - 960 - 400
+            broadcast.interrupt()
+            assert viewer.voice.count == 0
 
     asyncio.run(main())
 
 
 def test_what_waits_for_a_viewer_is_bounded():
     async def main():
-        broadcast = Broadcast(WebRtcOptions())
-        head = Head([broadcast])
-        broadcast.open(head.form)
-        viewer = broadcast.viewer("h264", True)
-        broadcast.join(viewer)
-        for index in range(300):  # nobody takes anything
-            broadcast.send(head.frame(index, time.monotonic()))
-            await asyncio.sleep(0.002)
-        assert viewer.video.count <= viewer.video.limit <= 45 and viewer.voice.count <= viewer.voice.limit <= 50
-        await broadcast.aclose()
+        async with lone_viewer("h264") as (broadcast, head, viewer):
+            for index in range(300):  # nobody takes anything
+                broadcast.send(head.frame(index, time.monotonic()))
+                await asyncio.sleep(0.002)
+            assert viewer.video.count <= viewer.video.limit <= 45 and viewer.voice.count <= viewer.voice.limit <= 50
         assert viewer.video.readyState == "ended"
 
     asyncio.run(main())

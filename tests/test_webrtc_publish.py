@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
-from webrtc_peers import ALONE, Head, Heard, serving, until
+from webrtc_peers import ALONE, Head, listeners, serving, until
 
 from transports.media import MediaFormat, TransportError
 from transports.webrtc.options import WebRtcOptions
@@ -99,12 +99,7 @@ def test_a_server_gets_picture_and_voice_and_a_delete_at_the_end(codec, location
 
 def test_our_own_endpoint_takes_it():
     async def main():
-        ears = []
-
-        def listen():
-            ears.append(Heard())
-            return ears[-1]
-
+        ears, listen = listeners()
         speakers = Speakers(WebRtcOptions(), listen)
         async with serving(*whip_routes(speakers)) as (_, url):
             async with publishing(f"{url}/whip", codec="vp8"):

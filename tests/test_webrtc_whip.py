@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from aiortc import AudioStreamTrack, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
-from webrtc_peers import ALONE, Head, Heard, offer, post, serving, until, watching
+from webrtc_peers import ALONE, Head, Heard, listeners, offer, post, serving, until, watching
 
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import GapFiller, hear, samples_of
@@ -47,12 +47,7 @@ def prefer(peer, kind, *names):
 @contextlib.asynccontextmanager
 async def studio(speakers=4):
     """(Speakers, what each heard, client, url of the endpoint)."""
-    ears = []
-
-    def listen():
-        ears.append(Heard())
-        return ears[-1]
-
+    ears, listen = listeners()
     guests = Speakers(WebRtcOptions(speakers=speakers), listen)
     async with serving(*whip_routes(guests)) as (client, url):
         try:
@@ -220,12 +215,7 @@ def test_pictures_without_a_codec_in_common_are_refused_alone_though_they_lead_t
 
 def test_a_viewer_speaks_on_its_own_connection_if_that_is_wanted():
     async def main():
-        ears = []
-
-        def listen():
-            ears.append(Heard())
-            return ears[-1]
-
+        ears, listen = listeners()
         broadcast = Broadcast(WebRtcOptions())
         async with Head([broadcast]).live():
             for routes, hears in ((whep_routes(broadcast, listen), True), (whep_routes(broadcast), False)):

@@ -183,6 +183,17 @@ class Heard:
         return sum(map(len, self.chunks))
 
 
+def listeners():
+    """([], what adds a Listener to that list, and gives it, for each speaker)."""
+    ears = []
+
+    def listen():
+        ears.append(Heard())
+        return ears[-1]
+
+    return ears, listen
+
+
 def flash(index: int, size: int, fps: int = FPS) -> np.ndarray:
     """White for one frame a second, else dark."""
     return flat(235 if index % fps == fps // 3 else 20, size)

@@ -56,8 +56,9 @@ class Patch:
 
 @dataclass(frozen=True)
 class PreparedPortrait:
-    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (S, S) in 0..1: the person's share of each; latent (D,) its own motion; coefficients (C,) h of it;
-    head (Kh, 32 * 32 * 2) and face (Kf, 128 * 128 * 2) in canvas pixels; patches: mouth, eyes."""
+    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (S, S) in 0..1: the person's share of each; latent
+    (D,) its own motion; coefficients (C,) h of it; head (Kh, 32 * 32 * 2) and face (Kf, 128 * 128 * 2) in canvas
+    pixels; patches: mouth, eyes."""
 
     pixels: np.ndarray
     matte: np.ndarray

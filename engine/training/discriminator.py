@@ -1,9 +1,9 @@
 """The adversary of the mouth: tells real mouth windows from rendered ones, patch by patch.
 
 A mean of all mouths that a latent allows is a blur, and that is what L1 asks for. The adversary asks for one of them:
-PatchGAN (Isola et al. 2017), hinge loss, and features matched (Wang et al. 2018). It is shown the windows and, stronger,
-their finest detail, which is where rendered mouths differ from real ones: without, it learned nothing in 500 steps. It
-is used in training only.
+PatchGAN (Isola et al. 2017), hinge loss, and features matched (Wang et al. 2018). It is shown the windows and, made
+stronger, their finest detail, which is where rendered mouths differ from real ones: without, it learned nothing in 500
+steps. It is used in training only.
 """
 
 import torch
@@ -44,7 +44,8 @@ def discriminator_loss(discriminator: Discriminator, true: Tensor, made: Tensor)
 
 
 def adversarial_loss(discriminator: Discriminator, true: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-    """What the renderer is to lessen: how well it is seen through, and how far the features are from the true ones. The discriminator itself learns nothing from it."""
+    """What the renderer is to lessen: how well it is seen through, and how far the features are from the true ones. The
+    discriminator itself learns nothing from it."""
     discriminator.requires_grad_(False)
     with torch.no_grad():
         real = discriminator(true)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from engine.errors import InputError
 from engine.features import HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, SpeechEncoder
+from engine.training.checkpoint import Run, cosine_rate, set_rate
 from engine.training.stage2 import augment, log_mel, warp_features
 from engine.training.teacher import WIDTH
 
@@ -135,32 +136,19 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     model = Student(shape)
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.02, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    step, checkpoint = 0, args.run / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step = state["average"], state["step"]
-        print(f"resumed at step {step}", flush=True)
+    state = Run.open(args.run, model, optimiser)
+    step = state.step
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").rename(checkpoint)
+        state.save()
         judge = Student(shape)
-        judge.load_state_dict(average)
-        figures = {"step": step, "understood": understood(judge, held)}
-        print(f"step {step} held-out understood {figures['understood']:.3f}", flush=True)
-        with (args.run / "held_out.jsonl").open("a") as log:
-            log.write(json.dumps(figures) + "\n")
+        judge.load_state_dict(state.average)
+        state.report({"understood": understood(judge, held)})
 
     started, total, since = time.monotonic(), 0.0, 0
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
         features, words, present = train.batch(args.batch, args.seed, step)
-        warm, cosine = min(1.0, (step + 1) / 200), 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = args.rate * warm * (0.02 + 0.98 * cosine)
+        set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         with torch.autocast("cpu", torch.bfloat16):
             said = model(features).float()
         loss = lesson_loss(said, words, present)
@@ -168,11 +156,7 @@ def run(args: argparse.Namespace) -> int:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        step, since, total = step + 1, since + 1, total + float(loss.detach())
-        decay = min(0.995, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+        step, since, total = state.advance(0.995), since + 1, total + float(loss.detach())
         if step % 50 == 0:
             print(f"step {step} {(time.monotonic() - started) / 60:.1f} min loss {total / since:.4f}", flush=True)
             total, since = 0.0, 0

@@ -7,7 +7,6 @@ lids apart).
 """
 
 import argparse
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.training.batches import Batch, Cache, Sampler
+from engine.training.checkpoint import cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import POSE, Modes
-from engine.training.stage1 import encode, load_modes, new_state
+from engine.training.stage1 import encode, load_modes, open_run
 
 #: Pairs of landmarks whose distances matter: lips at three places, mouth corners, right lids, left lids.
 DISTANCES = (((13, 14), (82, 87), (312, 317)), ((61, 291),), ((159, 145), (160, 144)), ((386, 374), (385, 380)))
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
-    model, state, optimiser = new_state(args.run, args.device)
+    state = open_run(args.run, args.device)
+    model = state.model
     encoder: nn.Module = model.encoder
     clips = [clip for clip in cache.split("train") if clip["count"] > 3]
     weights, spread = (torch.from_numpy(x).to(args.device) for x in readout(cache, modes, clips))
@@ -90,11 +91,11 @@ def run(args: argparse.Namespace) -> int:
     held = replace(train, clips=[clip for clip in cache.split("val") if clip["count"] > 3], augment=False)
     examination = [held.batch(24, 1, number) for number in range(4)]
     teacher = torch.optim.AdamW(encoder.parameters(), 1e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+    average = snapshot(encoder)
     began, totals = time.monotonic(), {}
 
     def examine() -> str:
-        kept = {name: value.clone() for name, value in encoder.state_dict().items()}
+        kept = snapshot(encoder)
         encoder.load_state_dict(average)
         goals, tolds = [], []
         with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
@@ -117,9 +118,7 @@ def run(args: argparse.Namespace) -> int:
             batch = upcoming.result()
             upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, step + 1)
             batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
-            rate = 1e-3 * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-            for group in teacher.param_groups:
-                group["lr"] = rate
+            set_rate(teacher, cosine_rate(1e-3, step, args.steps, 100))
             with torch.autocast(args.device, torch.bfloat16):
                 encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
             terms = lesson(encoded, batch, weights, spread)
@@ -127,9 +126,7 @@ def run(args: argparse.Namespace) -> int:
             sum(terms.values()).backward()
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
             teacher.step()
-            with torch.no_grad():
-                for name, value in encoder.state_dict().items():
-                    average[name].lerp_(value, 0.01)
+            follow(average, encoder, 0.01)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / 100
             if (step + 1) % 100 == 0:
@@ -138,13 +135,8 @@ def run(args: argparse.Namespace) -> int:
                 totals = {}
     encoder.load_state_dict(average)
     # the renderer's optimiser starts afresh for the encoder: its moments belong to another net by now
-    names = [name for name, _ in model.named_parameters()]
-    moments = optimiser.state_dict()
-    for number, name in enumerate(names):
-        if name.startswith("encoder."):
-            moments["state"].pop(number, None)
-            state["average"][name] = model.state_dict()[name].clone()
-    checkpoint = args.run / "checkpoint.pt"
-    torch.save(state | {"model": model.state_dict(), "optimiser": moments}, checkpoint.with_suffix(".tmp"))
-    checkpoint.with_suffix(".tmp").rename(checkpoint)
+    for name, parameter in encoder.named_parameters():
+        state.optimiser.state.pop(parameter, None)
+        state.average[f"encoder.{name}"] = parameter.detach().clone()
+    state.save()
     return 0

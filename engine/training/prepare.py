@@ -69,7 +69,8 @@ def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
                 landmarks.append(np.array([[p.x, p.y, p.z] for p in found[0].landmark], np.float32))
                 small = cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) if len(frame) != SIZE else frame
                 pixels.write(np.ascontiguousarray(small).tobytes())
-                matte = cv2.resize(person.process(small).segmentation_mask, (MATTE, MATTE), interpolation=cv2.INTER_AREA)
+                matte = person.process(small).segmentation_mask
+                matte = cv2.resize(matte, (MATTE, MATTE), interpolation=cv2.INTER_AREA)
                 mattes.write((matte * 255).round().astype(np.uint8).tobytes())
                 kept.append(at)
             if kept:

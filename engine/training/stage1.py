@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, layers, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
+from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
@@ -282,47 +283,26 @@ def spread(clips: list[dict], count: int) -> list[dict]:
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, min(count, len(moving))).astype(int))]
 
 
-@dataclass
-class Adversary:
-    """The discriminator and what it learns by."""
-
-    judge: Discriminator
-    optimiser: torch.optim.Adam
-
-    @classmethod
-    def new(cls, device: str) -> "Adversary":
-        judge = Discriminator().to(device)
-        return cls(judge, torch.optim.Adam(judge.parameters(), 5e-4, betas=(0.0, 0.99)))
-
-    def state(self) -> dict:
-        return {"judge": self.judge.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load(self, state: dict) -> None:
-        self.judge.load_state_dict(state["judge"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-
-def new_state(run: Path, device: str) -> tuple[Renderer, dict, torch.optim.AdamW, Adversary]:
-    """Model, {average, step}, optimiser and adversary of a run: as its checkpoint left them, or new."""
+def open_run(folder: Path, device: str, weights: Path | None = None) -> Run:
+    """A run of stage 1: as its checkpoint left it, or new (from a weights folder, if given)."""
     model = Renderer().to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), Schedule.rate, weight_decay=1e-3, betas=(0.9, 0.98))
-    adversary = Adversary.new(device)
-    checkpoint = run / "checkpoint.pt"
-    if not checkpoint.is_file():
-        average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        return model, {"average": average, "step": 0}, optimiser, adversary
-    state = torch.load(checkpoint, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    if "adversary" in state:
-        adversary.load(state["adversary"])
-    print(f"resumed at step {state['step']}", flush=True)
-    return model, {"average": state["average"], "step": state["step"]}, optimiser, adversary
+    if weights is not None:
+        start_from_weights(model, folder, weights, "renderer")
+    return Run.open(folder, model, optimiser)
+
+
+def open_adversary(folder: Path, device: str) -> Run:
+    """The discriminator of a run of stage 1, kept beside it."""
+    (folder / "adversary").mkdir(exist_ok=True)
+    judge = Discriminator().to(device)
+    return Run.open(folder / "adversary", judge, torch.optim.Adam(judge.parameters(), 5e-4, betas=(0.0, 0.99)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
     parser.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
@@ -343,8 +323,8 @@ def run(args: argparse.Namespace) -> int:
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     schedule = Schedule(args.steps, args.bootstrap or args.steps, rate=args.rate)
-    model, state, optimiser, adversary = new_state(args.run, args.device)
-    average, step, checkpoint = state["average"], state["step"], args.run / "checkpoint.pt"
+    state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
+    model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
@@ -356,24 +336,10 @@ def run(args: argparse.Namespace) -> int:
     def source(step: int) -> Sampler:
         return train if schedule.landmarks(step) > 0 else pictures
 
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average,
-            "adversary": adversary.state(),
-            "step": step,
-        }
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").rename(checkpoint)
-
     def check() -> None:
         judge = Renderer(model.shape).to(args.device)
         judge.load_state_dict(average)
-        figures = validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png")
-        print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-        with (args.run / "held_out.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step} | figures) + "\n")
+        state.report(validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png"))
 
     started, totals, since = time.monotonic(), {}, 0
     with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
@@ -387,12 +353,11 @@ def run(args: argparse.Namespace) -> int:
                 prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
                 chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
                 model.encoder.load_state_dict(chosen)
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.learning_rate(step)
+            set_rate(optimiser, schedule.learning_rate(step))
             teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
             judge = perceptual if step >= args.perceptual_from else None
             learns = not (args.keep_encoder or schedule.frozen(step))
-            fought = adversary.judge if step >= args.adversary_from else None
+            fought = adversary.model if step >= args.adversary_from else None
             terms = losses(model, batch, teacher, judge, learns, fought)
             weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
             # the adversary must have learned something before it is listened to
@@ -405,13 +370,10 @@ def run(args: argparse.Namespace) -> int:
             optimiser.step()
             if fought is not None:
                 adversary.optimiser.step()
-            step, since = step + 1, since + 1
-            decay = min(0.995, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, value in model.state_dict().items():
-                    average[name].lerp_(value, 1 - decay)
-                for name, value in terms.items():
-                    totals[name] = totals.get(name, 0.0) + float(value.detach())
+                adversary.advance(0.99)
+            step, since = state.advance(0.995), since + 1
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach())
             if step % 50 == 0:
                 means = {name: value / since for name, value in totals.items()}
                 rate = (time.monotonic() - started) / 60
@@ -419,14 +381,15 @@ def run(args: argparse.Namespace) -> int:
                     f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()),
                     flush=True,
                 )
-                with (args.run / "train.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": step} | means) + "\n")
+                append(args.run / "train.jsonl", {"step": step} | means)
                 totals, since = {}, 0
             if step % 100 == 0:
-                save()
+                state.save()
+                adversary.save()
             if step % 200 == 0:
                 check()
         upcoming.cancel()
-    save()
+    state.save()
+    adversary.save()
     check()
     return 0

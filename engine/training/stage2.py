@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
+from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
 SPEEDS = (0.87, 1.14)
@@ -304,18 +305,22 @@ def _centred(x: Tensor, mask: Tensor) -> Tensor:
     return (x - (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
 
 
-def load_speech(run: Path, shape: MotionShape) -> SpeechEncoder:
-    """The averaged speech encoder of `ifmdm train speech`, which stays as it is."""
+def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
+    """The averaged speech encoder of an `ifmdm train speech` run, or that of a weights folder. It stays as it is."""
     encoder = SpeechEncoder(shape.speech)
-    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
-    encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
+    if (folder / "weights.safetensors").is_file():
+        encoder.load_state_dict(shipped_part(folder, "speech"))
+    else:
+        state = read(folder)["average"]
+        encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
     return encoder.eval().requires_grad_(False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or weights")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=48)
@@ -339,38 +344,25 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     model = MotionTransformer(shape).to(args.device)
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.03, betas=(0.9, 0.98))
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    step, checkpoint = 0, args.run / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step = state["average"], state["step"]
-        print(f"resumed at step {step}", flush=True)
+    if args.weights is not None:
+        start_from_weights(model, args.run, args.weights, "motion")
+    state = Run.open(args.run, model, optimiser)
+    step = state.step
     np.savez(args.run / "normaliser.npz", **vars(normaliser))
     config = {"arguments": vars(args), "shape": asdict(shape)}
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
 
     def save() -> None:
-        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,
-                    "step": step}, checkpoint.with_suffix(".tmp"))  # fmt: skip
-        checkpoint.with_suffix(".tmp").rename(checkpoint)
+        state.save()
         judge = MotionTransformer(shape).to(args.device)
-        judge.load_state_dict(average)
-        figures = held_out(judge, encoder, held, care, args.device)
-        print(f"step {step} held-out " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-        with (args.run / "held_out.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step} | figures) + "\n")
+        judge.load_state_dict(state.average)
+        state.report(held_out(judge, encoder, held, care, args.device))
 
     started, total, since = time.monotonic(), 0.0, 0
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
         batch = train.batch(args.batch, args.seed, step)
         batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
-        rate = (
-            args.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
         with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
             speech = encoder(batch.features).float()
@@ -379,11 +371,7 @@ def run(args: argparse.Namespace) -> int:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        step, since, total = step + 1, since + 1, total + float(loss.detach())
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+        step, since, total = state.advance(0.998), since + 1, total + float(loss.detach())
         if step % 100 == 0:
             print(
                 f"step {step} {(time.monotonic() - started) / 60:.1f} min loss {total / since:.4f}",

@@ -119,9 +119,23 @@ def check_device() -> str:
     return f"{found[0][0]} is {found[0][1]}"
 
 
-def check_square() -> str:
-    writer = Writer(1)
+def showing(seed: int, shape: str = "square") -> Writer:
+    """A writer that has come to show its picture."""
+    writer = Writer(seed, shape)
     writer.wait_for("showing")
+    return writer
+
+
+def check_start(seed: int, leave: Callable[[Writer], None]) -> str:
+    """A writer starts and its picture is there; then it leaves in that way."""
+    writer = showing(seed)
+    told = expect_picture(read(), picture(seed, 512))
+    leave(writer)
+    return told
+
+
+def check_square() -> str:
+    writer = showing(1)
     form = shown_format()
     assert "Width/Height : 512/512" in form and "'YU12'" in form, form
     told = expect_picture(read(), picture(1, 512))
@@ -130,19 +144,11 @@ def check_square() -> str:
 
 
 def check_again() -> str:
-    writer = Writer(2)
-    writer.wait_for("showing")
-    told = expect_picture(read(), picture(2, 512))
-    writer.crash()
-    return told
+    return check_start(2, Writer.crash)
 
 
 def check_after_crash() -> str:
-    writer = Writer(3)
-    writer.wait_for("showing")
-    told = expect_picture(read(), picture(3, 512))
-    writer.end()
-    return told
+    return check_start(3, Writer.end)
 
 
 def check_after_others_crash() -> str:
@@ -159,14 +165,12 @@ def check_after_others_crash() -> str:
 
 def check_watched_crash() -> str:
     size = 512 * 512 * 3 // 2
-    writer = Writer(4)
-    writer.wait_for("showing")
+    writer = showing(4)
     meeting = Meeting(100_000)
     try:
         _until(lambda: meeting.frames(size), "the meeting sees nothing")
         writer.crash()
-        writer = Writer(5)
-        writer.wait_for("showing")
+        writer = showing(5)
         expected = to_i420(picture(5, 512)).tobytes()
         _until(lambda: expected in meeting.frames(size)[-3:], "the meeting never saw the second start")
         second = Writer(6)
@@ -183,8 +187,7 @@ def check_watched_crash() -> str:
 
 
 def check_wide() -> str:
-    writer = Writer(7, "wide")
-    writer.wait_for("showing")
+    writer = showing(7, "wide")
     form = shown_format()
     assert "Width/Height : 1280/720" in form and "'YU12'" in form, form
     told = expect_picture(read(), compose(picture(7, 512), 1280, 720, "blur"))
