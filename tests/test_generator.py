@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.features import BANDS, FLOOR, scale
-from engine.motion.generator import BLINK, MotionGenerator, Pace, Statistics
+from engine.motion.generator import BLINK, STEADY, MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
@@ -51,6 +51,34 @@ def speech(latents: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(latents * 2, BANDS)).astype(np.float32)
 
 
+def unsteadied(given: np.ndarray) -> np.ndarray:
+    """Normalised latents (n, 3) as given out, the portrait's own first -> as the sampler made them."""
+    sharp = np.concatenate([LIPS, LIDS])
+    step = STEADY * np.eye(LATENT) + (1 - STEADY) * sharp.T @ sharp
+    return np.concatenate([given[:1], given[:-1] + np.diff(given, axis=0) @ np.linalg.inv(step)])
+
+
+def test_heads_are_steadied_and_lips_and_lids_are_not():
+    fake = Fake()
+    stream = generator(fake, hop=1, look_ahead=0)
+    given = (np.concatenate([stream.first[None], stream.push(speech(30))]) - stream.statistics.mean) / stream.within
+    for number, call in enumerate(fake.calls[2::2], 1):  # what was made is the next hop's past
+        assert np.allclose(call["latents"][0, 10], unsteadied(given)[number], atol=1e-4)
+    made, head = unsteadied(given), np.array([0.0, 0.0, 1.0])
+    assert np.abs(np.diff(given @ head, 2)).mean() < 0.6 * np.abs(np.diff(made @ head, 2)).mean()
+    for sharp in (LIPS, LIDS):
+        assert np.allclose(given @ sharp.T, made @ sharp.T, atol=1e-5)
+
+
+def test_an_interrupt_goes_on_from_what_was_given_out():
+    stream = generator()
+    given = stream.push(speech(14))
+    stream.interrupt(3)
+    last = (given[-4] - stream.statistics.mean) / stream.swing
+    assert np.allclose(stream.state.steadied[-1], last, atol=1e-5)
+    assert len(stream.state.steadied) == len(stream.state.past)
+
+
 def test_the_first_window_begins_with_the_portrait():
     fake = Fake()
     stream = generator(fake)
@@ -82,7 +110,7 @@ def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
     assert len(made) == 36  # in hops of 3, each with 2 of look-ahead
     levels = times(2)[:-1]
     normalised = np.concatenate([stream.first[None], made])
-    normalised = (normalised - stream.statistics.mean) / stream.within
+    normalised = unsteadied((normalised - stream.statistics.mean) / stream.within)
     for number, call in enumerate(fake.calls):
         hop, step = divmod(number, 2)
         count = min(1 + 3 * hop, 7)  # the past that fits beside 3 new and 2 ahead
@@ -178,7 +206,8 @@ def test_guidance_steps_from_deaf_to_hearing_in_one_batch():
         assert np.array_equal(call[name][0], call[name][1])
     hearing, deaf = Fake()(**call)[:, -5:]
     flowed = call["latents"][0, -5:] - (deaf + 2.5 * (hearing - deaf))
-    assert np.allclose(made, flowed[:3] * stream.within + stream.statistics.mean, atol=1e-5)
+    given = (np.concatenate([stream.first[None], made]) - stream.statistics.mean) / stream.within
+    assert np.allclose(unsteadied(given)[1:], flowed[:3], atol=1e-4)
     plain = generator(guidance=1.0).push(heard)
     assert np.array_equal(plain, generator().push(heard))
     assert (plain != generator(guidance=1.01).push(heard)).any()

@@ -162,7 +162,9 @@ class MotionGenerator:
         given = [self.state.steadied[-1]]
         for latent in made:
             away = latent - given[-1]
-            given.append(given[-1] + np.float32(STEADY) * away + np.float32(1 - STEADY) * (away @ sharp.T) @ sharp)
+            # not by BLAS, whose last bit depends on where in memory a vector lies
+            along = (sharp * away).sum(1, keepdims=True)
+            given.append(given[-1] + np.float32(STEADY) * away + np.float32(1 - STEADY) * (sharp * along).sum(0))
         return np.stack(given[1:])
 
     def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:
