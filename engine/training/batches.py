@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
+from engine.training.held_out import held_out
 from engine.training.modes import POSE, STABLE, Modes, rigid_fit
 from engine.training.prepare import MATTE, SIZE
 
@@ -71,7 +72,8 @@ class Cache:
         return cls(frames, landmarks, mattes, json.loads((folder / "index.json").read_text()))
 
     def split(self, name: str, tiers: tuple[str, ...] = ("clean", "research")) -> list[dict]:
-        return [clip for clip in self.clips if clip["split"] == name and clip["tier"] in tiers]
+        chosen = [clip for clip in self.clips if clip["split"] == name and clip["tier"] in tiers]
+        return [clip for clip in chosen if not held_out(clip["path"])]
 
     def landmarks_of(self, clip: dict) -> np.ndarray:
         return self.landmarks[clip["start"] : clip["start"] + clip["count"]]
