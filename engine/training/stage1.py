@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.errors import InputError
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, layers, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.checkpoint import Run, append, set_rate, start_from_weights
@@ -38,6 +39,7 @@ class Schedule:
 
     steps: int
     bootstrap: int
+    start: int = 0  # a run that begins with trained weights begins where the bootstrap has let go of the latents
     teacher_until: float = 0.1  # latents come from the motion modes before, and mix towards the encoder's until...
     encoder_from: float = 0.25  # ...here
     landmarks_until: float = 0.5  # the weight of all landmark terms falls to zero here
@@ -59,9 +61,9 @@ class Schedule:
         return step >= self.freeze_encoder * self.bootstrap
 
     def learning_rate(self, step: int) -> float:
-        along = min(1.0, step / self.steps)
+        along = min(1.0, (step - self.start) / max(1, self.steps - self.start))
         cosine = self.final_rate + (self.rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * along))
-        return cosine * min(1.0, (step + 1) / self.warmup)
+        return cosine * min(1.0, (step - self.start + 1) / self.warmup)
 
 
 def grid_points(box: Tensor, height: int, width: int) -> Tensor:
@@ -304,6 +306,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
+    parser.add_argument("--start", type=int, default=0, help="step that a new run begins with (with --from: past a "
+                        "quarter of the bootstrap, or latents come from landmarks again)")  # fmt: skip
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
     parser.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
@@ -318,12 +322,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    schedule = Schedule(args.steps, args.bootstrap or args.steps, args.start, rate=args.rate)
+    if args.weights is not None and schedule.teacher(args.start) > 0:
+        least = math.ceil(schedule.encoder_from * schedule.bootstrap)
+        raise InputError(f"--from: before step {least} landmarks say what the latents are, not the encoder that the "
+                         f"weights have; give --start {least} or later, and --steps beyond it")  # fmt: skip
     args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    schedule = Schedule(args.steps, args.bootstrap or args.steps, rate=args.rate)
     state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
+    state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
