@@ -2,7 +2,8 @@
 
 Two tasks on each clip. *Reenactment*: its first frame is the portrait, its own motion the driver. *Voice*:
 its first frame and its sound, and once more with the sound of another clip, which a mouth that listens must
-not fit. `report.py` makes figures of what is measured here.
+not fit. `report.py` makes figures of what is measured here. What is not in the data at all is evaluated in `voices.py`
+(synthetic voices) and `stills.py` (24 held-out stills).
 """
 
 import argparse
@@ -21,8 +22,10 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.portrait import PortraitError
-from engine.training import metrics, report, sheets
+from engine.speech import read_voice as read_sound
+from engine.training import metrics, phonemes, report, sheets, stills, voices
 from engine.training.clips import RATE, Clip, ClipError, find_clips, fit_voice, read_frames, read_voice
+from engine.training.degrade import CONDITIONS
 from engine.training.identity import FaceVectors
 from engine.training.landmarks import FaceMesh, eye_opening, mouth_opening, regions
 from engine.training.tracks import (
@@ -297,8 +300,19 @@ def weights_hash(directory: Path) -> str | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder of talking clips, mp4 framed around the face")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--voices",
+        action="store_true",
+        help="instead: do lips close for p, b, m of synthetic voices (flite, espeak-ng)? With --data the same on "
+        "its GRID clips that have word times",
+    )
+    what.add_argument(
+        "--stills", type=Path, metavar="DIR", help="instead: 24 held-out stills of all kinds, from this folder"
+    )
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of talking clips, mp4 framed around the face"
+        "--degraded", action="store_true", help="with --voices: also with noise, echo and a low bitrate"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="write contact sheets and plots there")
@@ -306,7 +320,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", help="which split of the folder's manifest.csv (default: val; all without manifest)"
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="evaluate N clips, spread evenly over the split"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="evaluate N clips, spread evenly over the split; or N stills, or N sentences of each voice",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="weights to evaluate (default: those that ship)"
@@ -325,6 +342,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep the landmarks of the real clips there"
     )
+    # Whoever runs this knows where the pictures and the voice are that come with it.
+    parser.set_defaults(bundled_portraits=None, bundled_voice=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -338,30 +357,26 @@ def run(args: argparse.Namespace) -> int:
         least = 3 if name == "frames" else 1
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: must be at least {least}")
-    clips = find_clips(args.data, args.split)
-    if args.limit is not None and args.limit < len(clips):
-        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, args.limit).round().astype(int)]
     weights = None
     if args.subject == "model":
         directory = args.weights or Path(__file__).parents[1] / "weights"
         if not directory.is_dir():
             raise InputError(f"{directory}: no such folder; --weights must name a folder of weights")
         weights = {"directory": directory.name, "sha256": weights_hash(directory)}
+    job = _job(args)
     _writable(args.json, args.sheets, args.cache)
-    options = Options(args.frames, args.seed, args.jobs, args.cache, args.sheets, args.idle)
-    make = functools.partial(make_tools, args.subject, args.weights)
 
     from tqdm import tqdm
 
-    with tqdm(total=len(clips), unit="clip", file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=job.total, unit=job.unit, file=sys.stderr, dynamic_ncols=True) as bar:
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name, refresh=False)
             bar.update()
 
-        result = evaluate(clips, make, options, progress)
+        result = job.work(functools.partial(make_tools, args.subject, args.weights), progress)
     result["about"] = {
-        "split": args.split or ("val" if (args.data / "manifest.csv").is_file() else None),
+        "split": job.split,
         "limit": args.limit,
         "subject": args.subject,
         "weights": weights,
@@ -371,8 +386,69 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(report.table(result))
+    print(job.table(result))
     return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for: how much of what it is, what does it, and what shows its result."""
+
+    total: int
+    unit: str
+    work: Callable[[Callable[[], Tools], Callable[[str], None]], dict]
+    table: Callable[[dict], str]
+    split: str | None = None
+
+
+def _job(args: argparse.Namespace) -> _Job:
+    """Everything is read and checked here, before minutes of work. Raises InputError."""
+    if args.degraded and not args.voices:
+        raise InputError("--degraded: only with --voices")
+    if args.stills is not None:
+        return _stills_job(args)
+    if args.data is None and not args.voices:
+        raise InputError("nothing to evaluate: give --data DIR, --voices or --stills DIR")
+    clips: list[Clip] = []
+    if args.data is not None:
+        clips = find_clips(args.data, args.split)
+    if args.voices:
+        return _voices_job(args, clips)
+    if args.limit is not None and args.limit < len(clips):
+        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, args.limit).round().astype(int)]
+    options = Options(args.frames, args.seed, args.jobs, args.cache, args.sheets, args.idle)
+    split = args.split or ("val" if (args.data / "manifest.csv").is_file() else None)
+    return _Job(
+        len(clips), "clip", lambda make, progress: evaluate(clips, make, options, progress), report.table, split
+    )
+
+
+def _voices_job(args: argparse.Namespace, clips: list[Clip]) -> _Job:
+    phonemes.require_synthesisers()
+    conditions = [*CONDITIONS] if args.degraded else ["clean"]
+    tasks = voices.plan(voices.check(args.bundled_portraits), conditions, args.limit, args.seed)
+    grid = voices.grid_tasks(clips, args.data, args.seed, args.cache) if clips else []
+    return _Job(
+        len(tasks) + len(grid),
+        "track",
+        lambda make, progress: voices.evaluate_voices(tasks, grid, make, args.jobs, args.sheets, progress),
+        voices.table,
+    )
+
+
+def _stills_job(args: argparse.Namespace) -> _Job:
+    if args.data is not None:
+        raise InputError("--stills and --data do not go together: evaluate the one, then the other")
+    if args.bundled_voice is None:
+        raise InputError("--stills: no bundled voice here; run it as `ifmdm evaluate`")
+    found = stills.find_stills(args.stills, args.limit)
+    voice = read_sound(args.bundled_voice).mono16k()
+    return _Job(
+        len(found),
+        "still",
+        lambda make, progress: stills.evaluate_stills(found, voice, make, args.seed, args.jobs, args.sheets, progress),
+        stills.table,
+    )
 
 
 def _writable(file: Path | None, *folders: Path | None) -> None:
