@@ -65,8 +65,8 @@ def average(opening: np.ndarray, start: float, end: float) -> float:
 
 def measure(spoken: Spoken, other: Spoken | None, rng: np.random.Generator) -> dict:
     """What one sentence tells. Keys "own", "other" and "random" hold, for each margin, the least openings around its
-    bilabials; "bilabial" and "open" mean openings in those phonemes; "curves" the expected opening beside the mouth and
-    beside the other's mouth, all as long as the sentence.
+    bilabials; "bilabial" and "open" mean openings in those phonemes; "curves" the expected opening, the mouth and the
+    other's mouth, all as long as the sentence; "phonemes" its phonemes.
     """
     closures = [(phoneme.start, phoneme.end) for phoneme in spoken.phonemes if phoneme.kind == BILABIAL]
     said = [phoneme for phoneme in spoken.phonemes if phoneme.kind != SILENCE]
@@ -85,6 +85,7 @@ def measure(spoken: Spoken, other: Spoken | None, rng: np.random.Generator) -> d
     found["random"] = _lowest_near(spoken.opening, random)
     expected = expected_opening(spoken.phonemes, len(spoken.opening), RATE)
     found["curves"] = {"expected": expected, "own": spoken.opening}
+    found["phonemes"] = spoken.phonemes
     if other is not None:
         found["curves"]["other"] = np.resize(other.opening, len(expected))
     return found
@@ -102,10 +103,10 @@ def _moved_into(times: list[tuple[float, float]], seconds: float) -> list[tuple[
     ]
 
 
-def share_closed(sentences: list[dict], role: str, margin: int) -> np.ndarray:
-    """(n, 2) for a ratio over sentences: bilabials of which the lips closed, and all of them."""
+def share_closed(sentences: list[dict], role: str, margin: int, level: float = CLOSED) -> np.ndarray:
+    """(n, 2) for a ratio over sentences: bilabials around which the opening falls below `level`, and all of them."""
     each = [np.array(sentence[role][margin]) for sentence in sentences]
-    return np.array([((values < CLOSED).sum(), len(values)) for values in each], float).reshape(-1, 2)
+    return np.array([((values < level).sum(), len(values)) for values in each], float).reshape(-1, 2)
 
 
 def means(sentences: list[dict], key: Callable[[dict], list[float]]) -> np.ndarray:

@@ -30,6 +30,8 @@ PAUSE = 10
 #: Word times of GRID are counted in these, a second; b, p (at the start) and m (at the end) are given so many seconds.
 GRID_TICKS = 25_000
 GRID_CLOSURE = 0.06
+#: Lips whose opening is less are shut, whatever the range: real ones come to 0.002, and 0.02 of a face is a hair's gap.
+SHUT = 0.02
 
 DEFINITIONS = {
     "opening": "gap of the inner lips over the distance from the eyes to below the nose, 25 frames/s; given as a "
@@ -37,6 +39,9 @@ DEFINITIONS = {
     "closed": f"share of p, b, m around which the opening falls below {closures.CLOSED:g} of the range, within so many "
     "ms of the phoneme's interval; own: of this sentence; other: the same windows in the mouth made for the next "
     f"sentence of the track; random: windows of those lengths at {closures.DRAWS} random times of the sentence each",
+    "skill": "(own - random) / (1 - random) of the closures within 40 ms: 0 is chance, 1 never misses. In sentences "
+    "full of p, b, m lips are closed at many random times; ideal: what a mouth exactly as expected would get",
+    "shut": f"share of p, b, m around which the opening itself falls below {SHUT:g} within 40 ms, whatever the range",
     "bilabial, open": "mean opening in p, b, m, and in open vowels, as shares of the range",
     "correlation": "of the opening with the one expected of the phonemes (p, b, m and silence 0; f, v 0.15; close "
     "vowels and other consonants 0.3, mid vowels 0.6, open ones 1), mean over sentences at the one lag that is best; "
@@ -185,7 +190,7 @@ def evaluate_grid(task: GridTask, tools: Tools) -> dict:
         voice = fit_voice(read_voice(task.clip.path, len(frames) / RATE), len(frames))
         made = tools.subject.speak(frames[0], voice, len(frames), task.seed)
     except (ClipError, InputError) as error:
-        return {**record, "skipped": str(error)}
+        return {**record, "skipped": f"{task.clip.name}: {error}"}
     for role, pictures, cache in (("real", frames, task.cache), ("ours", made, None)):
         track = make_track(pictures, len(frames), tools.landmarker, cache)
         if track.usable:
@@ -213,6 +218,14 @@ def _figures(records: list[dict], lag: int | None = None) -> dict:
             role: report.figure(closures.share_closed(sentences, role, at), report.ratio)
             for role in ("own", "other", "random")
         }
+    shut = [
+        closures.share_closed(r["sentences"], "own", 0, (SHUT - r["low"]) / max(r["high"] - r["low"], 1e-6))
+        for r in records
+    ]
+    out["shut"] = report.figure(np.concatenate([np.zeros((0, 2)), *shut]), report.ratio)
+    near = out["closed"][f"{1000 * closures.MARGINS[0]:.0f} ms"]
+    chance = near["random"]["value"]
+    out["skill"] = (near["own"]["value"] - chance) / (1 - chance) if chance < 1 else math.nan
     for name in ("bilabial", "open"):
         out[name] = report.figure(closures.means(sentences, lambda s, name=name: s[name]), report.ratio)
     for role in ("own", "other"):
@@ -220,6 +233,14 @@ def _figures(records: list[dict], lag: int | None = None) -> dict:
         pairs = [(each["expected"], each[role]) for each in curves if len(each["expected"]) >= report.SYNC_FRAMES]
         out["correlation" if role == "own" else "correlation_other"] = report.sync(pairs, lag)
     return out
+
+
+def _as_expected(record: dict) -> dict:
+    """The record of a mouth that does what is expected of it, in the same sentences."""
+    spoken = [
+        closures.Spoken(sentence["curves"]["expected"], sentence["phonemes"]) for sentence in record["sentences"]
+    ]
+    return {"low": 0.0, "high": 1.0, "sentences": _each(spoken, 0)}
 
 
 def _grid_figures(records: list[dict], role: str, seed: int) -> dict:
@@ -247,6 +268,7 @@ def summarise(records: list[dict], grid: list[dict], seed: int) -> dict:
     out = {
         "definitions": DEFINITIONS,
         "all": overall,
+        "ideal": _figures([_as_expected(record) for record in clean if "sentences" in record]),
         "by_voice": grouped(clean, "voice"),
         "by_portrait": grouped(clean, "portrait"),
         "lost": [f"{r['voice']} on {r['portrait']}, {r['condition']}" for r in records if "sentences" not in r],
@@ -323,12 +345,13 @@ def table(result: dict) -> str:
         f"{everyone['sentences']} sentences, {everyone['bilabials']} times p, b or m"
         + (f"; weights {weights[:12]}" if weights else f"; {about.get('subject', '')}".rstrip("; ")),
         "",
-        f"{'':<26}{'p,b,m':>6}{head}{'in pbm':>8}{'vowels':>8}{'corr.':>7}{'lag':>5}{'other':>7}{'low':>7}{'high':>7}",
+        f"{'':<26}{'p,b,m':>6}{head}{'skill':>7}{'shut':>7}{'in pbm':>8}{'vowels':>8}{'corr.':>7}{'lag':>5}{'other':>7}"
+        f"{'low':>7}{'high':>7}",
     ]
     for title, groups in (
         ("by voice", result["by_voice"]),
         ("by portrait", result["by_portrait"]),
-        ("", {"all": everyone}),
+        ("", {"all": everyone, "ideal": result["ideal"]}),
         ("first portrait, as heard", result.get("by_condition", {})),
         ("GRID, by word times", result.get("grid", {})),
     ):
@@ -339,7 +362,7 @@ def table(result: dict) -> str:
     if low is not None and high is not None:
         lines += ["", f"all, closed within {margins[0]}: 95 % interval over sentences {low:.2f} .. {high:.2f}"]
     lines += [f"faces lost: {what}" for what in result["lost"]] + [f"skipped: {why}" for why in result["skipped"]]
-    lines += ["", *(f"{name}: {DEFINITIONS[name]}" for name in ("closed", "opening", "correlation"))]
+    lines += ["", *(f"{name}: {DEFINITIONS[name]}" for name in ("closed", "skill", "shut", "opening", "correlation"))]
     return "\n".join(lines)
 
 
@@ -355,7 +378,8 @@ def _row(name: str, group: dict) -> str:
     own = group["correlation"]
     lag = own.get("own_best_lag")
     return (
-        f"  {name:<24}{group['bilabials']:>6}{cells}{number(group['bilabial'], 8)}{number(group['open'], 8)}"
+        f"  {name:<24}{group['bilabials']:>6}{cells}{number({'value': group['skill']}, 7)}{number(group['shut'], 7)}"
+        f"{number(group['bilabial'], 8)}{number(group['open'], 8)}"
         f"{number(own['correlation'], 7)}{'-' if lag is None else f'{lag:+d}':>5}"
         f"{number(group['correlation_other']['correlation'], 7)}"
         f"{number(group['low'], 7, 3)}{number(group['high'], 7, 3)}"
