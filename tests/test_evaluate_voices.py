@@ -382,6 +382,8 @@ def test_grid_clips_are_measured_beside_ours(tmp_path):
     write_clip(tmp_path / "grid" / "other.mp4", frames, None)
     grid = voices.grid_tasks(find_clips(tmp_path), tmp_path, 0, None)
     assert [(task.clip.name, task.phonemes) for task in grid] == [("grid/s1_a.mp4", said)]
+    with pytest.raises(InputError, match="no clip here has word times"):
+        voices.grid_tasks(find_clips(tmp_path)[:1], tmp_path, 0, None)
     record = voices.evaluate_grid(grid[0], Tools(CopyPortrait(), landmarks_of_drawing, vector_of_drawing))
     spoken = voices.summarise([], [record], 0)["grid"]
     assert spoken["real"]["closed"]["40 ms"]["own"]["value"] == 1

@@ -139,12 +139,14 @@ def grid_words(text: str) -> tuple[Phoneme, ...]:
 
 
 def grid_tasks(clips: list[Clip], data: Path, seed: int, cache: Path | None) -> list[GridTask]:
-    """Those of the clips whose word times lie in the folder grid_align beside them."""
+    """Those of the clips whose word times lie in the data's folder grid_align. Raises InputError if there are none."""
     tasks = []
     for clip in clips:
         file = data / "grid_align" / f"{clip.path.stem}.align"
         if clip.audio and file.is_file():
             tasks.append(GridTask(clip, grid_words(file.read_text(encoding="utf-8", errors="replace")), seed, cache))
+    if not tasks:
+        raise InputError(f"{data}: no clip here has word times in grid_align/NAME.align; leave --data away")
     return tasks
 
 
