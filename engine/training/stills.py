@@ -36,7 +36,7 @@ HELD_OUT = {
     "female_79": "head scarf, very old",
     "female_82": "three-quarter view, black scarf",
     "female_87": "three-quarter view, hair over an eye",
-    "male_04": "light skin, lips parted, hard sun",
+    "male_04": "light skin, lips closed, hard sun",
     "male_05": "young, hair over the forehead, thin moustache",
     "male_11": "head scarf, grey beard and moustache",
     "male_15": "cap, its shadow over the eyes",
