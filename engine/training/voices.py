@@ -270,7 +270,9 @@ def summarise(records: list[dict], grid: list[dict], seed: int) -> dict:
     out = {
         "definitions": DEFINITIONS,
         "all": overall,
-        "ideal": _figures([_as_expected(record) for record in clean if "sentences" in record]),
+        # no opening of its own: only shares of the range
+        "ideal": _figures([_as_expected(record) for record in clean if "sentences" in record])
+        | {name: report.figure([]) for name in ("shut", "low", "high")},
         "by_voice": grouped(clean, "voice"),
         "by_portrait": grouped(clean, "portrait"),
         "lost": [f"{r['voice']} on {r['portrait']}, {r['condition']}" for r in records if "sentences" not in r],
