@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+_ASSETS = Path(__file__).parent / "assets"
+
 # Which extra brings what. A module that is missing and not here is a fault of ours.
 _EXTRAS = {
     "torch": "train",
@@ -51,7 +53,7 @@ _COMMANDS = {
     "doctor": "check this machine and the settings, one line each, with the mend",
     "config": "check the settings",
     "train": "train the models (needs the extra: train)",
-    "evaluate": "measure the models on a folder of talking clips (needs the extra: evaluate)",
+    "evaluate": "measure the models on talking clips, synthetic voices, stills (needs the extra: evaluate)",
     "bench": "measure what each stage costs on this machine",
 }
 _HEAD_FLAGS = {
@@ -162,6 +164,7 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
                     run = _delegate(f"engine.training.{module}", leaf)
         elif name == "evaluate":
             run = _delegate("engine.training.evaluate", sub)
+            sub.set_defaults(bundled_portraits=_ASSETS / "portraits", bundled_voice=_ASSETS / "voice.flac")
         elif name == "bench":
             run = _delegate("plugin.bench", sub)
         elif name in _SETTING_FLAGS:

@@ -2,84 +2,49 @@
 
 Two tasks on each clip. *Reenactment*: its first frame is the portrait, its own motion the driver. *Voice*:
 its first frame and its sound, and once more with the sound of another clip, which a mouth that listens must
-not fit. `report.py` makes figures of what is measured here.
+not fit. `report.py` makes figures of what is measured here. What is not in the data at all is evaluated in `voices.py`
+(synthetic voices) and `stills.py` (24 held-out stills).
 """
 
 import argparse
-import concurrent.futures
 import functools
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 
 from engine.errors import InputError
 from engine.portrait import PortraitError
-from engine.training import metrics, report, sheets
+from engine.speech import read_voice as read_sound
+from engine.training import metrics, phonemes, report, sheets, stills, voices
 from engine.training.clips import RATE, Clip, ClipError, find_clips, fit_voice, read_frames, read_voice
-from engine.training.identity import SAME_PERSON, FaceVectors
-from engine.training.landmarks import (
-    FaceMesh,
-    Landmarker,
-    eye_opening,
-    find_landmarks,
-    head_motion,
-    inner_face,
-    mouth_opening,
-    regions,
+from engine.training.degrade import CONDITIONS
+from engine.training.identity import FaceVectors
+from engine.training.landmarks import FaceMesh, eye_opening, mouth_opening, regions
+from engine.training.tracks import (
+    SIZE,
+    CopyPortrait,
+    Tools,
+    Track,
+    make_track,
+    measure_detail,
+    measure_identity,
+    measure_motion,
 )
+from engine.training.workers import Call, results
 
-#: Pictures are compared, and landmarks found, at this size, whatever the size of the clip.
-SIZE = 256
-#: A track in which fewer faces are found is not measured by its landmarks.
-FOUND_ENOUGH = 0.8
 #: Faces are about half the picture high in the training data; a clip far from that is judged unfairly.
 SMALL_FACE = 0.25
 IDLE_SECONDS = 6
 #: Sheets are made of the first clips, and of the first of each source: by rule, never by hand.
 SHEETS_FIRST, SHEETS_PER_SOURCE = 12, 4
-
-
-class Subject(Protocol):
-    """What is evaluated. Pictures are (S, S, 3) uint8 RGB; those it makes may have a size of their own."""
-
-    def reenact(self, portrait: np.ndarray, frames: list[np.ndarray]) -> list[np.ndarray]:
-        """The portrait moving as `frames` do, one picture for each; frames[0] is the portrait itself."""
-        ...
-
-    def speak(self, portrait: np.ndarray, voice: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        """The portrait saying `voice` (count * 640,) float32 mono at 16 kHz: `count` pictures at 25 Hz."""
-        ...
-
-
-#: A picture and its landmarks -> a vector of who it is.
-Embedder = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class CopyPortrait:
-    """The honest baseline: the portrait, again and again."""
-
-    def reenact(self, portrait: np.ndarray, frames: list[np.ndarray]) -> list[np.ndarray]:
-        return [portrait] * len(frames)
-
-    def speak(self, portrait: np.ndarray, voice: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        return [portrait] * count
-
-
-@dataclass(frozen=True)
-class Tools:
-    subject: Subject
-    landmarker: Landmarker
-    embedder: Embedder
 
 
 @dataclass(frozen=True)
@@ -103,21 +68,6 @@ class Task:
     options: Options
 
 
-@dataclass(frozen=True)
-class Track:
-    """A video as measured: all frames at 256 x 256, and a few (`looks`, at `times`) at its own size."""
-
-    small: list[np.ndarray]
-    points: np.ndarray
-    found: np.ndarray
-    looks: list[np.ndarray]
-    times: list[int]
-
-    @property
-    def usable(self) -> bool:
-        return float(self.found.mean()) >= FOUND_ENOUGH
-
-
 def make_tools(subject: str, weights: Path | None) -> Tools:
     """The real tools; `subject` is "model" or "copy".
 
@@ -134,34 +84,6 @@ def make_tools(subject: str, weights: Path | None) -> Tools:
 # ------------------------------------------------------------------------------------------------ one clip
 
 
-def _track(
-    pictures: Iterable[np.ndarray], count: int, landmarker: Landmarker, cache: Path | None = None
-) -> Track:
-    pictures = list(pictures)
-    if len(pictures) != count:
-        raise ValueError(f"the subject made {len(pictures)} frames where {count} were asked for")
-    times = sheets.even_times(count)
-    looks = [pictures[time] for time in times]
-    # A picture that is repeated (the copying baseline) is scaled and looked at once.
-    small: list[np.ndarray] = []
-    for index, picture in enumerate(pictures):
-        same = index and picture is pictures[index - 1]
-        small.append(small[-1] if same else _resized(picture, SIZE))
-    if all(picture is small[0] for picture in small):
-        points, found = find_landmarks(small[:1], landmarker, cache)
-        points, found = np.repeat(points, count, 0), np.repeat(found, count)
-    else:
-        points, found = find_landmarks(small, landmarker, cache)
-    return Track(small, points, found, looks, times)
-
-
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    if len(picture) == size:
-        return picture
-    way = cv2.INTER_AREA if len(picture) > size else cv2.INTER_CUBIC
-    return cv2.resize(picture, (size, size), interpolation=way)
-
-
 def _reconstruction(real: Track, made: Track) -> dict:
     """Per region, mean [L1, MSE, SSIM] over all frames but the first, of ours and of copying."""
     sums: dict[str, dict[str, np.ndarray]] = {}
@@ -175,55 +97,12 @@ def _reconstruction(real: Track, made: Track) -> dict:
     return {region: {who: (v / count).tolist() for who, v in both.items()} for region, both in sums.items()}
 
 
-def _motion(track: Track, reference: np.ndarray) -> dict:
-    """Spread and jitter in pixels at 256 x 256, angles in degrees, openings in their own units, blinks."""
-    angles, head = head_motion(track.points, reference)
-    flat = track.points[:, :468, :2] * SIZE
-    eyes = eye_opening(track.points)
-    return {
-        "face": metrics.spread(flat),
-        "head": metrics.spread(head * SIZE),
-        "mouth": float(mouth_opening(track.points).std()),
-        "eyes": float(eyes.std()),
-        **dict(zip(("yaw", "pitch", "roll"), angles.std(0).tolist(), strict=True)),
-        "jitter": metrics.jitter(flat),
-        "head_jitter": metrics.jitter(head * SIZE),
-        "blinks": metrics.count_blinks(eyes, RATE),
-    }
-
-
-def _identity(track: Track, portrait: np.ndarray, embedder: Embedder) -> dict | None:
-    """Mean cosine and distance of four frames spread over the track to the portrait's vector."""
-    at = [i for i in range(len(track.times) - 1, 0, -2) if track.found[track.times[i]]]
-    if not at:
-        return None
-    vectors = [embedder(track.looks[i], track.points[track.times[i]]) for i in at]
-    far = [float(np.linalg.norm(vector - portrait)) for vector in vectors]
-    return {
-        "cosine": float(np.mean([metrics.cosine(vector, portrait) for vector in vectors])),
-        "distance": float(np.mean(far)),
-        "same": float(np.mean([distance < SAME_PERSON for distance in far])),
-    }
-
-
-def _detail(track: Track, portrait: np.ndarray, points: np.ndarray) -> float | None:
-    """Laplacian energy inside the face, frames over portrait, both at the size of the frames."""
-    size = len(track.looks[0])
-    base = metrics.laplacian_energy(_resized(portrait, size), inner_face(points, size))
-    energies = [
-        metrics.laplacian_energy(look, inner_face(track.points[time], size))
-        for look, time in zip(track.looks[1:], track.times[1:], strict=True)
-        if track.found[time]
-    ]
-    return float(np.mean(energies) / base) if energies and base > 0 else None
-
-
 def evaluate_clip(task: Task, tools: Tools) -> dict:
     """All that is measured on one clip, for `report.summarise`. Raises ClipError if it cannot be used."""
     clip, options = task.clip, task.options
     frames = read_frames(clip.path, options.frames)
     count, portrait = len(frames), frames[0]
-    real = _track(frames, count, tools.landmarker, options.cache)
+    real = make_track(frames, count, tools.landmarker, options.cache)
     if not real.found[0] or not real.usable:
         where = "its first frame" if not real.found[0] else "more than a fifth of its frames"
         raise ClipError(f"{clip.path}: no face found in {where}")
@@ -236,9 +115,9 @@ def evaluate_clip(task: Task, tools: Tools) -> dict:
         "found": {"real": float(real.found.mean())},
         "notes": [],
         "opening": {"real": mouth_opening(real.points)},
-        "motion": {"real": _motion(real, real.points[0])},
+        "motion": {"real": measure_motion(real, real.points[0])},
         "identities": {},
-        "detail": {"real": _detail(real, portrait, real.points[0])},
+        "detail": {"real": measure_detail(real, portrait, real.points[0])},
     }
     height = float(np.ptp(real.points[0, :468, 1]))
     if height < SMALL_FACE:
@@ -247,17 +126,17 @@ def evaluate_clip(task: Task, tools: Tools) -> dict:
         )
     vector = tools.embedder(portrait, real.points[0])
     record["vector"] = vector
-    record["identities"]["real"] = _identity(real, vector, tools.embedder)
+    record["identities"]["real"] = measure_identity(real, vector, tools.embedder)
 
     def measure(role: str, pictures: list[np.ndarray]) -> Track:
-        made = _track(pictures, count, tools.landmarker)
+        made = make_track(pictures, count, tools.landmarker)
         record["found"][role] = float(made.found.mean())
         if made.usable:
             record["opening"][role] = mouth_opening(made.points)
             if role != "other":
-                record["motion"][role] = _motion(made, real.points[0])
-                record["identities"][role] = _identity(made, vector, tools.embedder)
-                record["detail"][role] = _detail(made, portrait, real.points[0])
+                record["motion"][role] = measure_motion(made, real.points[0])
+                record["identities"][role] = measure_identity(made, vector, tools.embedder)
+                record["detail"][role] = measure_detail(made, portrait, real.points[0])
         return made
 
     tracks = {"real": real, "reenacted": measure("reenact", tools.subject.reenact(portrait, frames))}
@@ -299,7 +178,7 @@ def evaluate_idle(task: Task, tools: Tools) -> dict:
     portrait = read_frames(task.clip.path, task.options.frames)[0]
     count = IDLE_SECONDS * RATE
     silence = np.zeros(count * (16_000 // RATE), np.float32)
-    track = _track(tools.subject.speak(portrait, silence, count, task.seed), count, tools.landmarker)
+    track = make_track(tools.subject.speak(portrait, silence, count, task.seed), count, tools.landmarker)
     if not track.usable:
         return {"portrait": task.clip.name, "found": float(track.found.mean())}
     if task.sheet is not None:
@@ -310,7 +189,7 @@ def evaluate_idle(task: Task, tools: Tools) -> dict:
             {"mouth": mouth_opening(track.points), "eyes": eye_opening(track.points)},
         )
         sheets.save(sheet, task.sheet)
-    motion = _motion(track, track.points[0])
+    motion = measure_motion(track, track.points[0])
     return {
         "portrait": task.clip.name,
         "seconds": IDLE_SECONDS,
@@ -358,19 +237,9 @@ def _plan(clips: list[Clip], options: Options) -> list[Task]:
     return tasks
 
 
-_kept: Tools | None = None  # of a worker process: made at its first task, used for all
-
-
-def _run_task(task: Task, make: Callable[[], Tools], idle: bool = False) -> dict:
-    global _kept
-    if _kept is None:
-        _kept = make()
-    return _attempt(task, _kept, idle)
-
-
-def _attempt(task: Task, tools: Tools, idle: bool = False) -> dict:
+def _attempt(task: Task, tools: Tools, measure: Callable[[Task, Tools], dict] = evaluate_clip) -> dict:
     try:
-        return evaluate_idle(task, tools) if idle else evaluate_clip(task, tools)
+        return measure(task, tools)
     except ClipError as error:
         return {"name": task.clip.name, "skipped": str(error)}
     except PortraitError as error:  # the engine finds no face where the landmarker does
@@ -378,28 +247,6 @@ def _attempt(task: Task, tools: Tools, idle: bool = False) -> dict:
             "name": task.clip.name,
             "skipped": f"{task.clip.path}: its first frame is no portrait: {error}",
         }
-
-
-def _results(tasks: list[Task], idle: Task | None, make: Callable[[], Tools], jobs: int) -> Iterator[dict]:
-    """The records of the tasks in their order, then the idle one's."""
-    if jobs <= 1:
-        tools = make()
-        yield from (_attempt(task, tools) for task in tasks)
-        if idle:
-            yield _attempt(idle, tools, True)
-        return
-    # Spawned, not forked: the landmarker has threads of its own.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        try:
-            waiting = [pool.submit(_run_task, task, make) for task in tasks]
-            if idle:
-                waiting.append(pool.submit(_run_task, idle, make, True))
-            for future in waiting:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def evaluate(
@@ -414,12 +261,12 @@ def evaluate(
     when it is done. Raises InputError where no clip can be used.
     """
     tasks = _plan(clips, options)
-    idle = None
+    calls: list[Call] = [(_attempt, task) for task in tasks]
     if options.idle:
         sheet = options.sheets / "idle.png" if options.sheets else None
-        idle = replace(tasks[0], sheet=sheet)
+        calls.append((functools.partial(_attempt, measure=evaluate_idle), replace(tasks[0], sheet=sheet)))
     records, skipped, idling = [], [], None
-    for index, record in enumerate(_results(tasks, idle, make, options.jobs)):
+    for index, record in enumerate(results(calls, make, options.jobs)):
         if index == len(tasks):
             idling = record
         elif "skipped" in record:
@@ -453,8 +300,19 @@ def weights_hash(directory: Path) -> str | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder of talking clips, mp4 framed around the face")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--voices",
+        action="store_true",
+        help="instead: do lips close for p, b, m of synthetic voices (flite, espeak-ng)? With --data the same on "
+        "its GRID clips that have word times",
+    )
+    what.add_argument(
+        "--stills", type=Path, metavar="DIR", help="instead: 24 held-out stills of all kinds, from this folder"
+    )
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of talking clips, mp4 framed around the face"
+        "--degraded", action="store_true", help="with --voices: also with noise, echo and a low bitrate"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="write contact sheets and plots there")
@@ -462,7 +320,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", help="which split of the folder's manifest.csv (default: val; all without manifest)"
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="evaluate N clips, spread evenly over the split"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="evaluate N clips, spread evenly over the split; or N stills, or N sentences of each voice",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="weights to evaluate (default: those that ship)"
@@ -481,6 +342,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep the landmarks of the real clips there"
     )
+    # Whoever runs this knows where the pictures and the voice are that come with it.
+    parser.set_defaults(bundled_portraits=None, bundled_voice=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -494,30 +357,26 @@ def run(args: argparse.Namespace) -> int:
         least = 3 if name == "frames" else 1
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: must be at least {least}")
-    clips = find_clips(args.data, args.split)
-    if args.limit is not None and args.limit < len(clips):
-        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, args.limit).round().astype(int)]
     weights = None
     if args.subject == "model":
         directory = args.weights or Path(__file__).parents[1] / "weights"
         if not directory.is_dir():
             raise InputError(f"{directory}: no such folder; --weights must name a folder of weights")
         weights = {"directory": directory.name, "sha256": weights_hash(directory)}
+    job = _job(args)
     _writable(args.json, args.sheets, args.cache)
-    options = Options(args.frames, args.seed, args.jobs, args.cache, args.sheets, args.idle)
-    make = functools.partial(make_tools, args.subject, args.weights)
 
     from tqdm import tqdm
 
-    with tqdm(total=len(clips), unit="clip", file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=job.total, unit=job.unit, file=sys.stderr, dynamic_ncols=True) as bar:
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name, refresh=False)
             bar.update()
 
-        result = evaluate(clips, make, options, progress)
+        result = job.work(functools.partial(make_tools, args.subject, args.weights), progress)
     result["about"] = {
-        "split": args.split or ("val" if (args.data / "manifest.csv").is_file() else None),
+        "split": job.split,
         "limit": args.limit,
         "subject": args.subject,
         "weights": weights,
@@ -527,8 +386,69 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(report.table(result))
+    print(job.table(result))
     return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for: how much of what it is, what does it, and what shows its result."""
+
+    total: int
+    unit: str
+    work: Callable[[Callable[[], Tools], Callable[[str], None]], dict]
+    table: Callable[[dict], str]
+    split: str | None = None
+
+
+def _job(args: argparse.Namespace) -> _Job:
+    """Everything is read and checked here, before minutes of work. Raises InputError."""
+    if args.degraded and not args.voices:
+        raise InputError("--degraded: only with --voices")
+    if args.stills is not None:
+        return _stills_job(args)
+    if args.data is None and not args.voices:
+        raise InputError("nothing to evaluate: give --data DIR, --voices or --stills DIR")
+    clips: list[Clip] = []
+    if args.data is not None:
+        clips = find_clips(args.data, args.split)
+    if args.voices:
+        return _voices_job(args, clips)
+    if args.limit is not None and args.limit < len(clips):
+        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, args.limit).round().astype(int)]
+    options = Options(args.frames, args.seed, args.jobs, args.cache, args.sheets, args.idle)
+    split = args.split or ("val" if (args.data / "manifest.csv").is_file() else None)
+    return _Job(
+        len(clips), "clip", lambda make, progress: evaluate(clips, make, options, progress), report.table, split
+    )
+
+
+def _voices_job(args: argparse.Namespace, clips: list[Clip]) -> _Job:
+    phonemes.require_synthesisers()
+    conditions = [*CONDITIONS] if args.degraded else ["clean"]
+    tasks = voices.plan(voices.check(args.bundled_portraits), conditions, args.limit, args.seed)
+    grid = voices.grid_tasks(clips, args.data, args.seed, args.cache) if clips else []
+    return _Job(
+        len(tasks) + len(grid),
+        "track",
+        lambda make, progress: voices.evaluate_voices(tasks, grid, make, args.jobs, args.sheets, progress),
+        voices.table,
+    )
+
+
+def _stills_job(args: argparse.Namespace) -> _Job:
+    if args.data is not None:
+        raise InputError("--stills and --data do not go together: evaluate the one, then the other")
+    if args.bundled_voice is None:
+        raise InputError("--stills: no bundled voice here; run it as `ifmdm evaluate`")
+    found = stills.find_stills(args.stills, args.limit)
+    voice = read_sound(args.bundled_voice).mono16k()
+    return _Job(
+        len(found),
+        "still",
+        lambda make, progress: stills.evaluate_stills(found, voice, make, args.seed, args.jobs, args.sheets, progress),
+        stills.table,
+    )
 
 
 def _writable(file: Path | None, *folders: Path | None) -> None:

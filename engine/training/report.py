@@ -62,7 +62,7 @@ def _mean(samples: np.ndarray) -> np.ndarray:
     return samples.mean(-1)
 
 
-def _ratio(pairs: np.ndarray) -> np.ndarray:
+def ratio(pairs: np.ndarray) -> np.ndarray:
     """(..., n, 2) -> (...): sum of the first over sum of the second."""
     above, below = np.moveaxis(pairs.sum(-2), -1, 0)
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
@@ -91,7 +91,7 @@ def _reconstruction(records: list[dict]) -> dict:
         frames = np.array([record["frames"] - 1 for record in records])[:, None]
         sums = np.stack([ours[:, 0], copy[:, 0]], 1)
         out[region] = {
-            "l1_ratio": figure(sums * frames, _ratio),
+            "l1_ratio": figure(sums * frames, ratio),
             "l1_ratio_median": figure(sums, _median_ratio),
         }
         for name, values in (("", ours), ("_copy", copy)):
@@ -109,7 +109,7 @@ def _looped(series: np.ndarray, count: int) -> np.ndarray:
     return np.tile(series, -(-count // len(series)))[:count]
 
 
-def _sync(pairs: list[tuple[np.ndarray, np.ndarray]], lag: int | None = None) -> dict:
+def sync(pairs: list[tuple[np.ndarray, np.ndarray]], lag: int | None = None) -> dict:
     """Figures of (real, made) openings, at the given lag or else at the best one for their mean."""
     if not pairs:
         return {"correlation": figure([]), "lag": None, "n": 0}
@@ -164,7 +164,7 @@ def _motion(records: list[dict], role: str) -> dict:
     minutes = sum(record["frames"] for *_, record in rows) / RATE / 60
     out = {
         "spread": {
-            name: figure([(made[name], real[name]) for made, real, _ in rows], _ratio) for name in SPREADS
+            name: figure([(made[name], real[name]) for made, real, _ in rows], ratio) for name in SPREADS
         },
         "spread_median": {
             name: figure([(made[name], real[name]) for made, real, _ in rows], _median_ratio)
@@ -174,8 +174,8 @@ def _motion(records: list[dict], role: str) -> dict:
         "mean_real": {
             name: float(np.mean([real[name] for _, real, _ in rows])) for name in (*SPREADS, "jitter")
         },
-        "jitter": figure([(made["jitter"], real["jitter"]) for made, real, _ in rows], _ratio),
-        "head_jitter": figure([(made["head_jitter"], real["head_jitter"]) for made, real, _ in rows], _ratio),
+        "jitter": figure([(made["jitter"], real["jitter"]) for made, real, _ in rows], ratio),
+        "head_jitter": figure([(made["head_jitter"], real["head_jitter"]) for made, real, _ in rows], ratio),
         "blinks_per_minute": sum(made["blinks"] for made, *_ in rows) / minutes,
         "blinks_per_minute_real": sum(real["blinks"] for _, real, _ in rows) / minutes,
     }
@@ -224,18 +224,18 @@ def _group(records: list[dict], everyone: list[dict], lags: dict[str, int | None
             for role in ("reenact", "voice", "other")
         },
     }
-    own = _sync(_sync_pairs(records, "voice"), lags.get("voice"))
+    own = sync(_sync_pairs(records, "voice"), lags.get("voice"))
     out["voice"] = {
         "sync": own,
-        "other_audio": _sync(_sync_pairs(records, "other"), lags.get("other")),
-        "other_real": _sync(_other_real(records, everyone), lags.get("other_real")),
+        "other_audio": sync(_sync_pairs(records, "other"), lags.get("other")),
+        "other_real": sync(_other_real(records, everyone), lags.get("other_real")),
         "motion": _motion(records, "voice"),
         "identity": _identity(records, "voice"),
         "detail": _detail(records, "voice"),
     }
     out["reenact"] = {
         "reconstruction": _reconstruction(records),
-        "sync": _sync(_sync_pairs(records, "reenact"), lags.get("reenact")),
+        "sync": sync(_sync_pairs(records, "reenact"), lags.get("reenact")),
         "motion": _motion(records, "reenact"),
         "identity": _identity(records, "reenact"),
         "detail": _detail(records, "reenact"),

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 COLUMNS = 8
-_CELL = 160
+#: Side of a picture on a sheet.
+CELL = 160
 _PLOT = 150
 _INK = (40, 40, 40)
 _GRID = (225, 225, 225)
@@ -24,17 +25,18 @@ def contact_sheet(
 ) -> np.ndarray:
     """Labelled rows of pictures, their times in seconds, and below a plot of `curves` (over frames)."""
     columns = max(len(pictures) for _, pictures in rows)
-    width = columns * _CELL
+    width = columns * CELL
     sheet = [_strip(title, width)]
     for label, pictures in rows:
         sheet.append(_strip(label, width))
-        cells = [cv2.resize(p, (_CELL, _CELL), interpolation=cv2.INTER_AREA) for p in pictures]
-        cells += [np.full((_CELL, _CELL, 3), 255, np.uint8)] * (columns - len(cells))
+        cells = [cv2.resize(p, (CELL, CELL), interpolation=cv2.INTER_AREA) for p in pictures]
+        cells += [np.full((CELL, CELL, 3), 255, np.uint8)] * (columns - len(cells))
         sheet.append(np.hstack(cells))
     marks = np.full((16, width, 3), 255, np.uint8)
     for column, time in enumerate(times):
-        _write(marks, f"{time:.2f} s", (column * _CELL + 4, 12))
-    sheet.append(marks)
+        _write(marks, f"{time:.2f} s", (column * CELL + 4, 12))
+    if times:
+        sheet.append(marks)
     if curves:
         sheet.append(plot(curves, width, _PLOT))
     return np.vstack(sheet)
@@ -77,9 +79,9 @@ def plot(
 
 
 def save(picture: np.ndarray, path: Path) -> None:
-    """Write RGB pixels as PNG. Raises OSError where that cannot be."""
+    """Write RGB pixels as PNG, or as JPEG if the name says so. Raises OSError where that cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ok, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    ok, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not ok:
         raise OSError(f"{path}: the picture could not be encoded")
     path.write_bytes(data.tobytes())
