@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.speech import SAMPLE_RATE, read_voice
+from plugin.memory import resident
 from plugin.render import BUNDLED_VOICE
 from plugin.run import Show, make_show
 from plugin.settings import load_settings
@@ -193,13 +194,6 @@ class Cost:
             if thread in self.threads
         }
         return {"all": (self.whole - before.whole) / seconds} | parts
-
-
-def resident() -> float | None:
-    """MB of memory that this process holds."""
-    with contextlib.suppress(OSError, AttributeError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return None
 
 
 def percentiles(values: list[float], scale: float = 1000.0) -> dict[str, float]:
