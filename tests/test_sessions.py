@@ -6,6 +6,7 @@ import threading
 import time
 
 import aiohttp
+import cv2
 import numpy as np
 import pytest
 from live_fakes import LatentRenderer, LoudnessModel
@@ -342,6 +343,21 @@ def test_one_that_breaks_takes_nothing_with_it(kind, brisk, caplog):
     assert (kind == "raises") == isinstance((error.exc_info or [0, 0])[1], ZeroDivisionError)
 
 
+def test_heads_beside_each_other_share_the_cores_among_them_not_within_a_picture():
+    before = cv2.getNumThreads()
+
+    async def look():
+        async with serving(server__sessions="2") as served:
+            alone = cv2.getNumThreads()
+            assert (await ask(served, "POST", "/sessions", json={"portrait": "nobody"}))[0] == 404
+            for _ in range(2):
+                await create(served)
+            return alone, cv2.getNumThreads()
+
+    assert live(look()) == (before, 1)
+    assert cv2.getNumThreads() == before
+
+
 def test_at_the_end_the_peers_of_all_sessions_are_told_even_of_one_that_is_stuck(monkeypatch):
     monkeypatch.setattr(live_module, "CLOSE_SECONDS", 0.5)
     release = threading.Event()
@@ -389,9 +405,11 @@ def test_nothing_stays_of_sessions_that_came_and_went():
 
             def held():
                 threads = [each.name for each in threading.enumerate() if not each.name.startswith("asyncio_")]
-                return len(threads), len(asyncio.all_tasks())
+                tasks = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+                # the client keeps as many connections as it once needed
+                return len(threads), sum(name != "RequestHandler.start" for name in tasks)
 
-            await asyncio.gather(visit(0), visit(0))  # the client keeps as many connections as it once needed
+            await asyncio.gather(visit(0), visit(0))
             await asyncio.sleep(0.1)
             before = held()
             for turn in range(6):
