@@ -33,12 +33,13 @@ from engine.portrait import load_portrait
 from engine.renderer.cpu import CpuRenderer
 from engine.speech import SpeechInput, read_voice
 from engine.stream import LATENCIES
-from plugin import __version__, bench_growth, bench_live, bench_sessions, bench_start
+from plugin import __version__, bench_growth, bench_live, bench_profile, bench_sessions, bench_start
 from plugin import render as clips
+from plugin.memory import resident
 from plugin.settings import load_settings
 from transports.file import ENCODER_THREADS
 from transports.webrtc.encoders import VideoEncoder, to_i420
-from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.options import CODECS, WebRtcOptions
 
 PORTRAIT, FPS, SIZE = "ada", 45, 512
 WARM_UP = 2
@@ -239,7 +240,7 @@ def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
         | asdict(pace),
         "weights": Model.load().config.get("training", {}),
         "start": start,
-        "resident_mb": None if (held := bench_live.resident()) is None else round(held),
+        "resident_mb": None if (held := resident()) is None else round(held),
         "peak_memory_mb": bench_start.peak_memory(),
         "stages": [asdict(stage) for stage in stages],
     }
@@ -271,15 +272,19 @@ def table(result: dict) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     kinds = parser.add_mutually_exclusive_group()
-    for kind in (bench_live, bench_sessions, bench_growth):
+    for kind in (bench_live, bench_sessions, bench_growth, bench_profile):
         kind.add_arguments(kinds)
     parser.add_argument(
         "--seconds", type=positive, metavar="S",
-        help="how long to measure: live 60 by default, --sessions 20 each, --growth 3600 of stream time",
+        help="how long to measure: live 60 by default, --sessions 20 each, --growth 3600 of stream time, --profile 6",
     )  # fmt: skip
     parser.add_argument(
         "--latency", choices=tuple(LATENCIES), default="interactive",
         help="of the live heads (default interactive)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--encode", choices=("none", *CODECS), default="none",
+        help="encode the pictures and voice of every head of --sessions, too (default none)",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
 
@@ -297,23 +302,27 @@ def chosen(args: argparse.Namespace) -> tuple[Callable[[], dict], Callable[[dict
     if args.live:
         return lambda: bench_live.bench_live(args.seconds or 60.0, args.latency), bench_live.table
     if args.sessions:
-        seconds = args.seconds or 20.0
+        how = (args.seconds or bench_sessions.SECONDS, args.latency, args.encode)
         if args.sessions == "max":
-            return lambda: bench_sessions.most_sessions(seconds, args.latency), bench_sessions.table
-        return lambda: bench_sessions.bench_sessions([args.sessions], seconds, args.latency), bench_sessions.table
+            return lambda: bench_sessions.most_sessions(*how), bench_sessions.table
+        return lambda: bench_sessions.bench_sessions([args.sessions], *how), bench_sessions.table
+    if args.encode != "none":
+        raise BenchError("--encode is of --sessions: give that, too (the plain bench has each encoder's cost)")
     if args.growth:
         return lambda: bench_growth.bench_growth(args.seconds or 3600.0, args.latency), bench_growth.table
+    if args.profile:
+        return lambda: bench_profile.bench_profile(args.seconds or bench_profile.SECONDS), bench_profile.table
     return lambda: bench(QUICK if args.quick else 1), table
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table. Raises InputError for a file that cannot be written, before anything is measured."""
+    measured, told = chosen(args)
     if args.json:
         try:
             args.json.open("a").close()
         except OSError as error:
             raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
-    measured, told = chosen(args)
     result = {"machine": machine(), "versions": versions()} | measured()
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

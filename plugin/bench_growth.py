@@ -21,7 +21,8 @@ from engine.speech import SAMPLE_RATE, read_voice
 from engine.stream import LATENCIES, Latency, StreamCore, StreamFrame, StreamSettings
 from plugin import bench_sessions
 from plugin import render as clips
-from plugin.bench_live import resident
+from plugin.memory import resident
+from plugin.sessions import one_thread_each
 
 PORTRAIT, FPS, SIZE = "ada", 45, 512
 SIZES = (256, 384, 512, 640, 768, 1024)
@@ -149,13 +150,12 @@ def bench_growth(seconds: float, latency: str = "interactive", progress: bool = 
     voice = read_voice(clips.BUNDLED_VOICE).mono16k()
     length = max(1, round(seconds))
     whole = len(SIZES) * (SIZE_SECONDS + 1) + length
-    threads = bench_sessions.one_thread_each()
-    with threads, tqdm(total=whole, file=sys.stderr, disable=not progress, unit=" s", mininterval=1.0) as bar:
+    with one_thread_each(), tqdm(total=whole, file=sys.stderr, disable=not progress, unit=" s", mininterval=1.0) as bar:
         bar.set_description("length")
         long = by_length(model, voice, length, LATENCIES[latency], bar)
         bar.set_description("size")
         sizes = list(by_size(model, voice, LATENCIES[latency], bar))
-    heads = bench_sessions.bench_sessions(range(1, HEADS + 1), HEADS_SECONDS, latency, progress)
+    heads = bench_sessions.bench_sessions(range(1, HEADS + 1), HEADS_SECONDS, latency, progress=progress)
     return {"latency": latency, "sizes": sizes, "length": long, "heads": heads["trials"]}
 
 

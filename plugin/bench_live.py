@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.speech import SAMPLE_RATE, read_voice
+from plugin.memory import resident
 from plugin.render import BUNDLED_VOICE
 from plugin.run import Show, make_show
 from plugin.settings import load_settings
@@ -195,13 +196,6 @@ class Cost:
         return {"all": (self.whole - before.whole) / seconds} | parts
 
 
-def resident() -> float | None:
-    """MB of memory that this process holds."""
-    with contextlib.suppress(OSError, AttributeError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return None
-
-
 def percentiles(values: list[float], scale: float = 1000.0) -> dict[str, float]:
     if not values:
         return {"count": 0}
@@ -219,20 +213,24 @@ def latencies(said: list[float], out: list[float]) -> list[float]:
     return found
 
 
-async def _viewer(address: str, ended: asyncio.Event) -> dict:
-    """Watch from another process until `ended`; what it saw."""
+@contextlib.asynccontextmanager
+async def _viewing(address: str) -> AsyncIterator[Callable[[], Awaitable[dict]]]:
+    """Somebody watches from another process. Call what is given to have them leave and tell what they saw."""
     command = [sys.executable, "-m", "plugin.bench_viewer", f"{address}whep"]
     where = Path(__file__).parents[1]
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(*command, **pipes, cwd=where)
+
+    async def leave() -> dict:
+        process.stdin.close()
+        async with asyncio.timeout(VIEWER_SECONDS):
+            return json.loads(await process.stdout.read())
+
     try:
         async with asyncio.timeout(VIEWER_SECONDS):
             if not await process.stdout.readline():
                 raise TransportError("the viewer of the bench did not start; `ifmdm doctor` tells what is missing")
-        await ended.wait()
-        process.stdin.close()
-        async with asyncio.timeout(VIEWER_SECONDS):
-            return json.loads(await process.stdout.read())
+        yield leave
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -250,15 +248,10 @@ async def _measure(seconds: float, latency: str, bar: tqdm) -> dict:
     show.sinks[:] = [probe, *(Marked(probe, sink) for sink in show.sinks)]
     probe.open(show.form)
     voice = read_voice(BUNDLED_VOICE).mono16k()
-    stop, seen = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
     result: dict = {}
 
-    async def work() -> None:
-        while not any(line.startswith("open ") for line in told):
-            await asyncio.sleep(0.05)
-        address = next(line for line in told if line.startswith("open ")).split()[1]
-        viewer = asyncio.create_task(_viewer(address, seen))
-        speaker = asyncio.create_task(microphone.speak(show, voice))
+    async def watched(leave: Callable[[], Awaitable[dict]]) -> None:
         await asyncio.sleep(WARM_UP_SECONDS)
         for kept in (probe.words, probe.gaps, probe.lateness, microphone.said):
             kept.clear()
@@ -282,8 +275,15 @@ async def _measure(seconds: float, latency: str, bar: tqdm) -> dict:
                              "p95": round(1000 * after["work_seconds_p95"], 1)}  # fmt: skip
         result["voice_to_frame_ms"] = percentiles(latencies(microphone.said, probe.words))
         result["resident_mb"] = None if (held := resident()) is None else round(held)
-        seen.set()
-        result["viewer"] = await viewer
+        result["viewer"] = await leave()
+
+    async def work() -> None:
+        while not any(line.startswith("open ") for line in told):
+            await asyncio.sleep(0.05)
+        address = next(line for line in told if line.startswith("open ")).split()[1]
+        speaker = asyncio.create_task(microphone.speak(show, voice))
+        async with _viewing(address) as leave:
+            await watched(leave)
         speaker.cancel()
         await asyncio.gather(speaker, return_exceptions=True)
         show.floor.speaker = None

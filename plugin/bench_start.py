@@ -80,7 +80,7 @@ def main() -> None:
         return show
 
     run(load_settings(FLAGS), make)
-    from plugin.bench_live import resident
+    from plugin.memory import resident
 
     seen |= {"first_frame": sink.came, "torch": "torch" in sys.modules}
     seen |= {"resident_mb": resident(), "peak_memory_mb": peak_memory()}

@@ -5,7 +5,8 @@
         async for frame in stream:        # each at its time
             ...
 
-The stream computes in one thread, its own or of a pool that streams share; the event loop only waits and hands over.
+The stream computes in a thread of its own; the event loop only waits and hands over. Streams share no threads: one
+that is stuck holds up nobody but itself, which no pool can promise whose threads may all be stuck.
 Frame i is out at `begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for
 their time are not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended
 machine) time goes on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine,
@@ -97,12 +98,9 @@ class LiveStream:
 
     def __init__(
         self, core: StreamCore, margin: float, stamp: Callable[[np.ndarray], None] | None = None,
-        clock: Callable[[], float] = time.monotonic, pool: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
-        """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture. pool:
-        threads to compute in, for several streams in one process: one for each core, so that what is begun is finished
-        before the next begins. Threads of their own take the cores from each other in the middle of a hop
-        (docs/performance.md). Whoever made the pool shuts it down, after the streams are closed."""
+        """margin: seconds between a frame being due in the engine and being out. stamp: draws onto every picture."""
         self.figures = LiveFigures()
         self._core, self._margin, self._stamp, self._clock = core, margin, stamp, clock
         self._fps = core.settings.fps
@@ -118,7 +116,7 @@ class LiveStream:
         self._ready_limit = math.ceil(margin * self._fps) + 4
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
-        self._shared, self._pool = pool is not None, pool or _EngineThread()
+        self._engine = _EngineThread()
         self._task: asyncio.Task | None = None
 
     async def __aenter__(self) -> Self:
@@ -139,8 +137,7 @@ class LiveStream:
         for task in stuck:
             task.cancel()
             await asyncio.wait([task])
-        if not self._shared:
-            self._pool.shutdown(wait=not stuck)
+        self._engine.shutdown(wait=not stuck)
 
     @property
     def room(self) -> int:
@@ -243,7 +240,7 @@ class LiveStream:
             while not self._closing.is_set():
                 if (wait := self._when() - self._clock()) > 0:
                     await asyncio.sleep(wait)
-                for frame in await loop.run_in_executor(self._pool, self._work):
+                for frame in await loop.run_in_executor(self._engine, self._work):
                     self._offer(frame)
                 self._wake.set()
         finally:

@@ -10,28 +10,31 @@ STALL_SECONDS, ends, and its peers are told; one that nobody watches or speaks t
 say. What all share is the event loop, in which nothing computes, and Python's lock, which whatever is dear lets go of.
 
 How many there may be is measured when the first is asked for: the processor time that a second of a watched head
-takes, against SHARE of the cores. Where that was too much after all, since other programs run, none is added while
-frames of those that run are late.
+takes, against SHARE of the cores, and the memory that it takes, against MEMORY_SHARE of what is free at the moment.
+Where that was too much after all, since other programs run, none is added while frames of those that run are late.
 """
 
 import asyncio
+import copy
 import logging
 import os
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cv2
 from aiohttp import web
 from pydantic import Field
 
 from engine.head import Style
 from engine.portrait import PortraitError
 from plugin.adapters import create_clip
+from plugin.memory import available, resident
 from plugin.room import BEAT_SECONDS, CLOSE_SECONDS, Room, StyleChange, bundled, read_json, read_picture
 from plugin.run import Show, Studio
 from plugin.settings import Whole
@@ -41,6 +44,8 @@ from transports.webrtc.options import WebRtcOptions
 
 #: Of all cores, what heads may take by the measurement. The rest is for the network, Python and bursts.
 SHARE = 0.7
+#: The same of free memory. A head takes no less than LEAST_MB, even if memory that was given back served it.
+MEMORY_SHARE, LEAST_MB = 0.8, 50.0
 #: With more late frames than this anywhere, the machine is full.
 LATE_SHARE = 0.05
 #: A head that has stalled (plugin/room.py) for so long is given up.
@@ -83,9 +88,30 @@ def cores() -> float:
         return count
 
 
-def cost(studio: Studio, face: Any, options: WebRtcOptions) -> float:
-    """Seconds of one core that a second of a watched head takes here: computed, and encoded once."""
-    core = studio.core(face)
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """OpenCV with one thread a call: heads share the cores among them, not within a picture."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a head takes. cores: seconds of one core for each second, computed and encoded once; mb: memory, with a
+    portrait of its own, None where the system does not tell."""
+
+    cores: float
+    mb: float | None
+
+
+def cost(studio: Studio, face: Any, options: WebRtcOptions) -> Cost:
+    """Measure a head like `face` on this machine, in a second of its core."""
+    before = resident()
+    core = studio.core(copy.deepcopy(face))
     form = core.settings
     encoder, i420 = VideoEncoder(options.codecs[0], form.size, form.size, form.fps, options.bitrate), None
     core.tick(core.due(0))
@@ -94,12 +120,30 @@ def cost(studio: Studio, face: Any, options: WebRtcOptions) -> float:
         for frame in core.tick(core.due(index) - core.state.now):
             i420 = to_i420(frame.image, i420)
             encoder.encode(i420, frame.index, False)
-    return time.thread_time() - began
+    spent, after = time.thread_time() - began, resident()
+    return Cost(spent, None if before is None or after is None else max(LEAST_MB, after - before))
 
 
-def capacity(cost: float, cores: float) -> int:
-    """Sessions that fit beside the head that `ifmdm run` starts."""
-    return max(0, int(SHARE * cores / cost) - 1)
+def capacity(cost: Cost, cores: float, running: int = 0, free: float | None = None) -> int:
+    """Sessions that fit beside the head that `ifmdm run` starts: into the cores, and into memory where what is free is
+    known, in MB, with so many of them running already."""
+    most = max(0, int(SHARE * cores / cost.cores) - 1)
+    if free is None or cost.mb is None:
+        return most
+    return min(most, running + int(MEMORY_SHARE * free / cost.mb))
+
+
+def make_head(
+    studio: Studio, options: WebRtcOptions, face: Any, style: Style, name: str, latency: str, seed: int, voice: str
+) -> tuple[Show, Broadcast]:  # fmt: skip
+    """A head as sessions are, nothing running: what it is, and what its viewers watch. voice: as SessionOrder's;
+    the others: as Studio.show's."""
+    show, broadcast = studio.show(face, style, name, latency, seed), Broadcast(options)
+    if voice == "bundled":
+        show.source = create_clip({"file": "", "loop": True, "pause": 1.0})
+    broadcast.open(show.form)
+    show.sinks.append(broadcast)
+    return show, broadcast
 
 
 @dataclass(eq=False)
@@ -143,7 +187,8 @@ class Sessions:
         after which one ends where nobody is."""
         self._house, self._allowed, self._idle = house, allowed, idle
         self._portrait = house.show.portrait  # what its first face is called
-        self._measured: int | None = None
+        self._cost: Cost | None = None
+        self._sharing, self._alone = False, ExitStack()
         self._open: dict[str, Session] = {}
         self._tasks: dict[asyncio.Task, Session] = {}
         self._making = asyncio.Lock()
@@ -161,8 +206,10 @@ class Sessions:
 
     @property
     def limit(self) -> int | None:
-        """None if it was not measured yet."""
-        return self._measured if self._allowed == "auto" else self._allowed
+        """None if it was not measured yet. By memory it changes with what else the machine does."""
+        if self._allowed != "auto":
+            return self._allowed
+        return None if self._cost is None else capacity(self._cost, cores(), self.count, available())
 
     @property
     def rooms(self) -> list[Room]:
@@ -230,6 +277,9 @@ class Sessions:
                 picture = await read_picture(request)
             name = order.portrait or ("uploaded" if picture is not None else self._portrait)
             async with self._making:
+                if not self._sharing:
+                    self._sharing = True
+                    self._alone.enter_context(one_thread_each())
                 await self._measure()
                 self._check_room()
                 session = await self._make(order, picture, name)
@@ -251,9 +301,9 @@ class Sessions:
         if self.limit is not None:
             return
         show = self._house.show
-        each = await asyncio.to_thread(cost, show.studio, show.face, self._house.options)
-        self._measured = capacity(each, cores())
-        _log.info(f"a head takes {each:.2f} of a core, of which there are {cores():g}: {self._measured} sessions")
+        self._cost = each = await asyncio.to_thread(cost, show.studio, show.face, self._house.options)
+        memory = "" if each.mb is None else f" and {each.mb:.0f} MB"
+        _log.info(f"a head takes {each.cores:.2f} of {cores():g} cores{memory}: {self.limit} sessions fit")
 
     def _check_room(self) -> None:
         """Raises the refusal."""
@@ -261,9 +311,8 @@ class Sessions:
             raise web.HTTPServiceUnavailable(text="the server is about to end", headers=_RETRY)
         if self.limit is not None and self.count >= self.limit:
             why = "which is what this machine can run" if self._allowed == "auto" else "which is the limit"
-            raise web.HTTPServiceUnavailable(
-                text=f"there are {self.count} sessions, {why}; try again later", headers=_RETRY_FULL
-            )
+            there = "there is 1 session" if self.count == 1 else f"there are {self.count} sessions"
+            raise web.HTTPServiceUnavailable(text=f"{there}, {why}; try again later", headers=_RETRY_FULL)
         if self._allowed == "auto" and any(room.late > LATE_SHARE for room in (self._house, *self.rooms)):
             raise web.HTTPServiceUnavailable(
                 text="heads on this machine are late already; try again later", headers=_RETRY_FULL
@@ -306,13 +355,7 @@ class Sessions:
         )
         # heads beside each other must not move as one
         seed = secrets.randbits(32) if order.seed is None else order.seed
-        broadcast = Broadcast(self._house.options)
-        show = studio.show(face, style, name, order.latency or "", seed)
-        if order.voice == "bundled":
-            show.source = create_clip({"file": "", "loop": True, "pause": 1.0})
-        broadcast.open(show.form)
-        show.sinks.append(broadcast)
-        return show, broadcast
+        return make_head(studio, self._house.options, face, style, name, order.latency or "", seed, order.voice)
 
     async def _live(self, session: Session) -> None:
         """From its beginning to its end, whatever that is: nothing of it gets out of here."""
@@ -365,3 +408,4 @@ class Sessions:
             session.end("closed")
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=CLOSE_SECONDS + END_SECONDS)
+        self._alone.close()  # as it was before there were others

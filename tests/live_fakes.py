@@ -1,6 +1,11 @@
-"""A model small enough to think through: its latent is how loud the speech is, and its picture is its latent."""
+"""A model small enough to think through: its latent is how loud the speech is, and its picture is its latent. And a
+clock that no busy machine disturbs."""
 
+import asyncio
+import selectors
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -67,3 +72,47 @@ class LatentRenderer:
 
 def portrait(*latent: float) -> SimpleNamespace:
     return SimpleNamespace(latent=np.array(latent or (0.0, 0.0, 0.0), np.float32))
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop that waits for nothing: where it would, its clock goes on at once. Computing takes no time but what
+    `spend` says. For what needs nothing but a clock: neither threads nor the network come to their right."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(_Hurry(self))
+
+    def time(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class _Hurry(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualTime) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout=None):
+        assert timeout is not None, "everything waits, and nothing will ever happen"
+        self._loop.spend(max(0.0, timeout))
+        return super().select(0)
+
+
+class AtOnce(Executor):
+    """Stands in for an engine's thread: what is asked for is done before anything else happens."""
+
+    def submit(self, call: Callable, /, *given, **named) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(call(*given, **named))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def in_virtual_time(work: Callable[[VirtualTime], object]):
+    """What a coroutine, made with its loop, comes to."""
+    with asyncio.Runner(loop_factory=VirtualTime) as runner:
+        return runner.run(work(runner.get_loop()))

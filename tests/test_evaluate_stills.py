@@ -12,7 +12,8 @@ from engine.errors import InputError
 from engine.portrait import Portrait, PortraitError
 from engine.training import evaluate as evaluation
 from engine.training import stills
-from engine.training.stills import HELD_OUT, background, evaluate_stills, find_stills, held_out, stirred, table
+from engine.training.held_out import HELD_OUT, held_out
+from engine.training.stills import background, evaluate_stills, find_stills, stirred, table
 from engine.training.tracks import CopyPortrait, Tools
 
 VOICE = np.zeros(9_700, np.float32)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from live_fakes import LatentRenderer, LoudnessModel, portrait
+from live_fakes import AtOnce, LatentRenderer, LoudnessModel, VirtualTime, in_virtual_time, portrait
 
 from engine.features import SAMPLE_RATE
 from engine.head import Style
@@ -56,59 +56,85 @@ def live(coroutine):
 # --- the stream
 
 
+def in_step(performer: StreamCore, loop: VirtualTime, **given) -> LiveStream:
+    """A stream whose time is the loop's."""
+    stream = LiveStream(performer, **{"clock": loop.time} | given)
+    stream._engine = AtOnce()
+    return stream
+
+
 def test_frames_come_at_their_time_with_the_voice_that_was_pushed():
-    async def watch():
+    async def watch(loop):
         words, frames, moments = voice(4000), [], []
-        async with LiveStream(core(), margin=0.05) as stream:
+        async with in_step(core(), loop, margin=0.05) as stream:
             async for frame in stream:
-                moments.append(time.monotonic())
+                moments.append(loop.time())
                 frames.append(frame)
                 if frame.index == 10:
-                    assert await asyncio.to_thread(stream.push, words) == 4000
+                    assert stream.push(words) == 4000
                 if frame.index == 60:
                     break
             assert stream.silent
             return words, frames, moments, stream.figures
 
-    words, frames, moments, figures = live(watch())
+    words, frames, moments, figures = in_virtual_time(watch)
     heard = sound(frames)
     assert (heard[heard != 0] == words).all()
     assert [frame.index for frame in frames] == list(range(61))
-    assert np.diff([f.time for f in frames]) == pytest.approx(1 / FPS, abs=0.001)
-    assert all(moment >= frame.time for moment, frame in zip(moments, frames, strict=True))
-    assert np.median(np.array(moments) - [f.time for f in frames]) < 0.02
-    assert figures.made >= 61
-    # 4 latents of delay, the cushion and the margin; the rest is the moment of the push within a frame
-    assert list(figures.latency) == pytest.approx([0.16 + 0.02 + 0.05], abs=0.06)
+    assert np.diff([f.time for f in frames]) == pytest.approx(1 / FPS, abs=0.0001)
+    assert moments == pytest.approx([f.time for f in frames], abs=1e-6)
+    assert figures.made >= 61 and figures.late == 0
+    # 4 latents of delay, the cushion and the margin; the rest is the moment of the push within a block of 40 ms
+    assert list(figures.latency) == pytest.approx([0.16 + 0.02 + 0.05], abs=0.04)
+
+
+def test_frames_come_on_the_clock_of_the_machine():
+    async def watch():
+        async with LiveStream(core(), margin=0.05) as stream:
+            frames, taken = [], asyncio.create_task(asyncio.to_thread(stream.push, voice(4000)))
+            async for frame in stream:
+                assert time.monotonic() >= frame.time
+                frames.append(frame)
+                if frame.index >= 60:
+                    return frames, await taken
+
+    frames, taken = live(watch())
+    assert taken == 4000
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices))
+    assert any(frame.audio.any() for frame in frames)
 
 
 def test_nothing_old_leaves_after_an_interrupt():
-    async def watch():
-        async with LiveStream(core(pace=Pace(4, 3, 2)), margin=0.1) as stream:
+    async def watch(loop):
+        async with in_step(core(pace=Pace(4, 3, 2)), loop, margin=0.1) as stream:
             stream.push(voice(10 * SAMPLE_RATE))
             after, interrupted = [], False
             async for frame in stream:
                 if interrupted:
                     after.append(frame)
-                elif frame.audio.all() and len(frame.audio):
+                elif len(frame.audio) and frame.audio.all() and frame.image[0, 0, 0]:
                     stream.interrupt()
                     assert stream.backlog == 0
-                    interrupted, moment = True, time.monotonic()
+                    interrupted, moment = True, loop.time()
                 if len(after) == 25:
-                    return after, moment
+                    return after, moment, stream.figures
 
-    after, moment = live(watch())
+    after, moment, figures = in_virtual_time(watch)
     assert {frame.generation for frame in after} == {1}
+    assert after[0].time - moment < 0.1 + 2 / FPS  # what waited is dropped, and it goes on
     assert not sound(after).any()
-    assert not any(frame.image[0, 0, 0] for frame in after if frame.time > moment + 0.1 + 0.1)
+    # the lips close over what the frame on display needed already, which is out within the margin and two latents
+    assert not any(frame.image[0, 0, 0] for frame in after if frame.time > moment + 0.1 + 0.08)
+    assert (figures.late, figures.undrawn, figures.interrupts) == (0, 0, 1)
 
 
 def test_a_stale_frame_is_dropped_wherever_it_waits():
-    def finished(index: int, generation: int, wait: float) -> MediaFrame:
-        return MediaFrame(index, 0, None, np.zeros(1, np.float32), time.monotonic() + wait, generation)
+    async def watch(loop):
+        def finished(index: int, generation: int, wait: float) -> MediaFrame:
+            return MediaFrame(index, 0, None, np.zeros(1, np.float32), loop.time() + wait, generation)
 
-    async def watch():
-        stream = LiveStream(core(), margin=0.1)  # not started: frames are put in by hand
+        stream = in_step(core(), loop, margin=0.1)  # not started: frames are put in by hand
         stream._offer(finished(0, 0, 0))
         stream.interrupt()
         assert not stream._ready
@@ -122,12 +148,12 @@ def test_a_stale_frame_is_dropped_wherever_it_waits():
         assert (await waiting).index == 3
         await stream.close()
 
-    live(watch())
+    in_virtual_time(watch)
 
 
 def test_a_slow_consumer_misses_frames_and_nothing_piles_up():
-    async def watch():
-        async with LiveStream(core(), margin=0.02) as stream:
+    async def watch(loop):
+        async with in_step(core(), loop, margin=0.02) as stream:
             seen = []
             async for frame in stream:
                 seen.append(frame.index)
@@ -136,18 +162,23 @@ def test_a_slow_consumer_misses_frames_and_nothing_piles_up():
                 if len(seen) == 8:
                     return seen, stream.figures.lost
 
-    seen, lost = live(watch())
+    seen, lost = in_virtual_time(watch)
     assert seen == sorted(seen)
     assert lost > 5
     assert seen[-1] - seen[0] > 15
 
 
 def test_an_engine_too_slow_drops_pictures_and_keeps_the_sound():
-    async def watch():
+    async def watch(loop):
         slow = core()
         draw = slow._renderer.render
-        slow._renderer.render = lambda c: time.sleep(0.06) or draw(c)
-        async with LiveStream(slow, margin=0.02) as stream:
+
+        def render(coefficients):
+            loop.spend(0.06)
+            return draw(coefficients)
+
+        slow._renderer.render = render
+        async with in_step(slow, loop, margin=0.02) as stream:
             stream.push(voice(5 * SAMPLE_RATE))
             frames = []
             async for frame in stream:
@@ -155,10 +186,11 @@ def test_an_engine_too_slow_drops_pictures_and_keeps_the_sound():
                 if frame.index >= 50:
                     return frames, stream.figures
 
-    frames, figures = live(watch())
-    assert figures.undrawn > 10
-    assert figures.late > 10
-    assert figures.lost == 0
+    frames, figures = in_virtual_time(watch)
+    # 0.06 s are 2.7 frames: about one of them is drawn
+    assert figures.undrawn / figures.made == pytest.approx(1 - 1 / 2.7, abs=0.1)
+    assert figures.late > 0.9 * figures.made
+    assert (figures.lost, figures.resyncs) == (0, 0)
     assert [f.index for f in frames] == list(range(len(frames)))
     assert np.count_nonzero(sound(frames)) > 14_000
 
@@ -166,8 +198,8 @@ def test_an_engine_too_slow_drops_pictures_and_keeps_the_sound():
 def test_after_a_pause_of_the_machine_time_goes_on_from_now():
     jump = [0.0]
 
-    async def watch():
-        stream = LiveStream(core(), margin=0.02, clock=lambda: time.monotonic() + jump[0])
+    async def watch(loop):
+        stream = in_step(core(), loop, margin=0.02, clock=lambda: loop.time() + jump[0])
         indices = []
         async with stream:
             async for frame in stream:
@@ -177,15 +209,15 @@ def test_after_a_pause_of_the_machine_time_goes_on_from_now():
                 if len(indices) == 30:
                     return indices, stream.figures
 
-    indices, figures = live(watch())
+    indices, figures = in_virtual_time(watch)
     assert indices == list(range(30))
     assert figures.resyncs == 1
 
 
 def test_style_and_face_change_while_it_runs():
-    async def watch():
+    async def watch(loop):
         performer = core()
-        async with LiveStream(performer, margin=0.02, stamp=lambda image: image.fill(7)) as stream:
+        async with in_step(performer, loop, margin=0.02, stamp=lambda image: image.fill(7)) as stream:
             async for frame in stream:
                 if frame.index == 5:
                     stream.restyle(Style(2.0, (1.0, 0.0, 0.0)))
@@ -194,7 +226,7 @@ def test_style_and_face_change_while_it_runs():
                     assert (frame.image == 7).all()
                     return performer
 
-    performer = live(watch())
+    performer = in_virtual_time(watch)
     assert performer._portrait.latent[0] == 3
     assert performer._goal.mean[0] == 4
 

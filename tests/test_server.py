@@ -82,15 +82,15 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(token: str = "", **flags):
+async def serving(token: str = "", model=None, renderer=LatentRenderer, **flags):
     given = {"server.port": "0", "server.token": token, "live.source": "none", "live.latency": "interactive"}
     settings = load_settings({**given, "video.size": "128", **{k.replace("__", "."): v for k, v in flags.items()}})
     told: list[str] = []
-    show = make_show(settings, told.append, LoudnessModel(), LatentRenderer)
+    show = make_show(settings, told.append, model or LoudnessModel(), renderer)
     screen = Screen()
     show.sinks.append(screen)
     stop = asyncio.Event()
-    task = asyncio.create_task(show.run(20, stop))
+    task = asyncio.create_task(show.run(0, stop))
     async with aiohttp.ClientSession() as client:
         while not told and not task.done():
             await asyncio.sleep(0.01)

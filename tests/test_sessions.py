@@ -6,6 +6,7 @@ import threading
 import time
 
 import aiohttp
+import cv2
 import numpy as np
 import pytest
 from live_fakes import LatentRenderer, LoudnessModel
@@ -18,7 +19,7 @@ from plugin import room as room_module
 from plugin import sessions as sessions_module
 from plugin.render import find_portrait
 from plugin.run import Studio
-from plugin.sessions import capacity, cores, cost
+from plugin.sessions import Cost, capacity, cores, cost
 from plugin.settings import SettingsError, load_settings
 from transports.webrtc.options import WebRtcOptions
 
@@ -210,10 +211,12 @@ def test_the_machine_is_measured_when_the_first_is_asked_for(monkeypatch):
 
     def measure(*of):
         measured.append(of)
-        return 0.25
+        return Cost(0.25, 50.0)
 
+    free = [1000.0]
     monkeypatch.setattr(sessions_module, "cost", measure)
     monkeypatch.setattr(sessions_module, "cores", lambda: 1.2)
+    monkeypatch.setattr(sessions_module, "available", lambda: free[0])
 
     async def look():
         async with serving() as served:
@@ -225,27 +228,54 @@ def test_the_machine_is_measured_when_the_first_is_asked_for(monkeypatch):
             monkeypatch.setattr(served.server.room.__class__, "late", 0.5)
             late = await ask(served, "POST", "/sessions", json={})
             monkeypatch.setattr(served.server.room.__class__, "late", 0.0)
+            # and less when something else takes the memory, as long as it does
+            free[0] = 60.0
+            assert (await ask(served, "GET", "/sessions"))[1]["limit"] == 1
+            scarce = await ask(served, "POST", "/sessions", json={})
+            free[0] = 1000.0
             await create(served)
             full = await ask(served, "POST", "/sessions", json={})
             assert (await ask(served, "GET", first))[0] == 200
-            return late, full
+            return late, scarce, full
 
-    late, full = live(look())
+    late, scarce, full = live(look())
     assert late[:2] == (503, "heads on this machine are late already; try again later")
+    assert scarce[:2] == (503, "there is 1 session, which is what this machine can run; try again later")
     assert full[:2] == (503, "there are 2 sessions, which is what this machine can run; try again later")
-    assert late[2]["Retry-After"] and full[2]["Retry-After"]
+    assert all(int(refused[2]["Retry-After"]) > 0 for refused in (late, scarce, full))
     assert len(measured) == 1
 
 
 def test_what_fits_is_reckoned_from_the_cost_of_one():
-    assert capacity(0.25, 2) == 4  # five of a quarter in 1.4 cores, one of which runs already
-    assert capacity(0.7, 1) == 0
-    assert capacity(2.0, 1) == 0
+    assert capacity(Cost(0.25, 50.0), 2) == 4  # five of a quarter in 1.4 cores, one of which runs already
+    assert capacity(Cost(0.7, 50.0), 1) == 0
+    assert capacity(Cost(2.0, 50.0), 1) == 0
     assert 0 < cores() <= 4096
+
+
+@pytest.mark.parametrize(
+    ("mb", "running", "free", "fit"),
+    [
+        (50.0, 0, 130.0, 2),  # 80 % of what is free
+        (50.0, 3, 130.0, 4),  # those that run have theirs already; then the cores say no
+        (50.0, 1, 60.0, 1),
+        (50.0, 3, 0.0, 3),
+        (50.0, 0, 10_000.0, 4),
+        (None, 0, 1.0, 4),  # where the system tells nothing of memory
+        (50.0, 0, None, 4),
+    ],
+)
+def test_what_fits_must_have_memory_too(mb, running, free, fit):
+    assert capacity(Cost(0.25, mb), 2, running, free) == fit
+
+
+def test_the_cost_of_a_head_is_measured():
     settings = load_settings({"video.size": "128"})
     studio = Studio(settings, LoudnessModel(), LatentRenderer)
     face = studio.prepare(find_portrait("ada", False))
-    assert 0 < cost(studio, face, WebRtcOptions()) < 5
+    each = cost(studio, face, WebRtcOptions())
+    assert 0 < each.cores < 5
+    assert each.mb is None or sessions_module.LEAST_MB <= each.mb < 500
 
 
 def test_one_where_nobody_is_ends_by_itself(brisk):
@@ -313,6 +343,21 @@ def test_one_that_breaks_takes_nothing_with_it(kind, brisk, caplog):
     assert (kind == "raises") == isinstance((error.exc_info or [0, 0])[1], ZeroDivisionError)
 
 
+def test_heads_beside_each_other_share_the_cores_among_them_not_within_a_picture():
+    before = cv2.getNumThreads()
+
+    async def look():
+        async with serving(server__sessions="2") as served:
+            alone = cv2.getNumThreads()
+            assert (await ask(served, "POST", "/sessions", json={"portrait": "nobody"}))[0] == 404
+            for _ in range(2):
+                await create(served)
+            return alone, cv2.getNumThreads()
+
+    assert live(look()) == (before, 1)
+    assert cv2.getNumThreads() == before
+
+
 def test_at_the_end_the_peers_of_all_sessions_are_told_even_of_one_that_is_stuck(monkeypatch):
     monkeypatch.setattr(live_module, "CLOSE_SECONDS", 0.5)
     release = threading.Event()
@@ -360,9 +405,11 @@ def test_nothing_stays_of_sessions_that_came_and_went():
 
             def held():
                 threads = [each.name for each in threading.enumerate() if not each.name.startswith("asyncio_")]
-                return len(threads), len(asyncio.all_tasks())
+                tasks = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+                # the client keeps as many connections as it once needed
+                return len(threads), sum(name != "RequestHandler.start" for name in tasks)
 
-            await asyncio.gather(visit(0), visit(0))  # the client keeps as many connections as it once needed
+            await asyncio.gather(visit(0), visit(0))
             await asyncio.sleep(0.1)
             before = held()
             for turn in range(6):

@@ -16,7 +16,7 @@ from engine.errors import InputError
 from engine.portrait import PortraitError, load_portrait
 from engine.training import closures, report, sheets
 from engine.training.clips import RATE, SAMPLES_PER_FRAME, fit_voice
-from engine.training.held_out import HELD_OUT, held_out
+from engine.training.held_out import HELD_OUT
 from engine.training.landmarks import mouth_opening
 from engine.training.tracks import SIZE, Tools, make_track, measure_detail, measure_identity, measure_motion, resized
 from engine.training.workers import Call, results
