@@ -214,8 +214,8 @@ WEIGHTS = {
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
-    "adversary": 0.35,  # of the strength of the mouth's own loss
-    "features": 0.1,
+    "adversary": 0.8,  # of the strength of the mouth's own loss
+    "features": 0.25,
     "discriminator": 1.0,  # reaches the discriminator alone
 }
 LANDMARK_WEIGHTS = {"landmarks": 6.0, "latent": 0.6, "inside": 0.6, "cover": 2.0}
