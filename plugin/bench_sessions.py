@@ -1,9 +1,9 @@
 """`ifmdm bench --sessions`: how many heads one process keeps at 45 fps, with one copy of the weights.
 
 Each head is a live stream of its own, as `ifmdm run` makes it, badge and all, on the machine's clock, and speaks
-without a pause. All compute in one pool with a thread for each core. Frames are taken at their time and dropped:
-nothing is encoded. Heads begin apart from each other, as visitors do: at once they would all make their hops of motion
-at the same moments.
+without a pause. All compute in one pool with a thread for each core (or on a GPU for each head: they wait for it
+together). Frames are taken at their time and dropped: nothing is encoded. Heads begin apart from each other, as
+visitors do: at once they would all make their hops of motion at the same moments.
 """
 
 import argparse
@@ -76,7 +76,7 @@ async def _trial(
         core.tick(core.due(1))  # as at a start; then anew
     cores = [StreamCore(model, portrait, settings) for _ in range(count)]
     badge = Badge(SIZE)
-    pool = ThreadPoolExecutor(cores_here(), "engine")
+    pool = ThreadPoolExecutor(count if model.backend.gathers else cores_here(), "engine")
     heads = [LiveStream(core, latency.margin, badge.stamp, pool=pool) for core in cores]
     lateness: list[list[float]] = [[] for _ in heads]
     hop = latency.pace.hop / LATENT_RATE
@@ -126,18 +126,22 @@ async def _trial(
     }
 
 
-def bench_sessions(counts: Iterable[int], seconds: float, latency: str = "interactive", progress: bool = True) -> dict:
+def bench_sessions(
+    counts: Iterable[int], seconds: float, latency: str = "interactive", progress: bool = True, backend: str = "auto"
+) -> dict:
     """Measure so many heads at once, for so many seconds each."""
-    with _trials(seconds, latency, progress) as trial:
+    with _trials(seconds, latency, progress, backend) as trial:
         trials = [trial(count) for count in counts]
     return _result(latency, trials)
 
 
-def most_sessions(seconds: float, latency: str = "interactive", progress: bool = True) -> dict:
+def most_sessions(
+    seconds: float, latency: str = "interactive", progress: bool = True, backend: str = "auto"
+) -> dict:
     """One head, two, ... until a number does not hold. It is tried twice, since something else may have disturbed it
     the first time."""
     trials: list[dict] = []
-    with _trials(seconds, latency, progress) as trial:
+    with _trials(seconds, latency, progress, backend) as trial:
         for count in range(1, MOST + 1):
             for _ in range(TRIES):
                 trials.append(trial(count))
@@ -149,9 +153,9 @@ def most_sessions(seconds: float, latency: str = "interactive", progress: bool =
 
 
 @contextlib.contextmanager
-def _trials(seconds: float, latency: str, progress: bool) -> Iterator[Callable[[int], dict]]:
+def _trials(seconds: float, latency: str, progress: bool, backend: str) -> Iterator[Callable[[int], dict]]:
     """What measures a number of heads."""
-    model = Model.load()
+    model = Model.load(backend=backend)
     portrait = model.prepare(load_portrait(clips.bundled_portraits()[PORTRAIT], SIZE))
     voice = read_voice(clips.BUNDLED_VOICE).mono16k()
     form = "{desc} {n:.0f} s"

@@ -68,7 +68,7 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
         )
         fields = renderer.portrait(halve(picture), crops(picture, mouth, MOUTH, MOUTH), crops(picture, eyes, *EYES))
     assert same(model.encode(inputs)[None], latent)
-    for name, ours in zip(("head", "face", "mouth", "eyes"), model._portrait.run(None, inputs), strict=True):
+    for name, ours in zip(("head", "face", "mouth", "eyes"), model._portrait(inputs), strict=True):
         truth = getattr(fields, name)
         scale = float(truth.abs().max())
         assert 1e-4 < scale < 100

@@ -133,6 +133,14 @@ def prepare(
     )
 
 
+def finer(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A portrait (S, S, 3) as it is kept to be shown at a size: (FINER * size, FINER * size, 3), see FINER."""
+    if len(pixels) != size:
+        kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
+        pixels = cv2.resize(pixels, (size, size), interpolation=kind)
+    return cv2.resize(pixels, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+
+
 def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:
     """sum_k weights[k] fields[k] for weights (K,) and fields (K, n), into the first n numbers of `out`; -> (n,).
 
@@ -146,11 +154,7 @@ class CpuRenderer:
 
     def __init__(self, portrait: PreparedPortrait, size: int):
         self.portrait, self.size = portrait, size
-        pixels = portrait.pixels
-        if len(pixels) != size:
-            kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
-            pixels = cv2.resize(pixels, (size, size), interpolation=kind)
-        self._pixels = cv2.resize(pixels, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+        self._pixels = finer(portrait.pixels, size)
         self._grid = self._raster(CANVAS)
         self._full_grid = self._raster(size) * FINER + FINER // 2
         self._map = np.empty((CANVAS, CANVAS, 2), np.float32)
