@@ -86,7 +86,7 @@ def test_coefficients_are_the_networks(model, networks):
     with torch.no_grad():
         truth = renderer.coefficients(torch.from_numpy(latents))
     assert truth.shape == (5, renderer.shape.coefficients)
-    assert same(model._coefficients.run(None, {"latents": latents})[0], truth)
+    assert same(model._coefficients({"latents": latents})[0], truth)
     assert same(model.coefficients(latents[0]), truth[0])
 
 
