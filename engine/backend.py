@@ -143,9 +143,10 @@ class TorchBackend:
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             return session.run(None, inputs)
 
-        if not shared or isinstance(session.get_inputs()[0].shape[0], int):
+        if not shared:
             return run
-        self._networks.append(GatheredNetwork(run, path.stem, MOST_CALLS))
+        batched = not isinstance(session.get_inputs()[0].shape[0], int)  # the axis has a name where it is open
+        self._networks.append(GatheredNetwork(run, path.stem, MOST_CALLS, batched))
         return self._networks[-1]
 
     def renderer(self, portrait: PreparedPortrait, size: int) -> Renderer:

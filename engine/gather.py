@@ -122,11 +122,14 @@ def _serve(waiting: "SimpleQueue[_Call | None]", work: Callable, most: int) -> N
 
 
 class GatheredNetwork:
-    """A network whose calls, where equal in shape but for the first axis, run as one batch."""
+    """A network that runs in a thread of its own, whoever calls it: on a GPU each thread that runs a session would keep
+    handles and memory there."""
 
-    def __init__(self, network: Network, name: str, most: int):
+    def __init__(self, network: Network, name: str, most: int, batched: bool):
+        """batched: calls that are equal in shape but for the first axis run as one, at most `most`."""
+        run = run_batched if batched else run_each
         self._gatherer: Gatherer[dict[str, np.ndarray], list[np.ndarray]] = Gatherer(
-            lambda jobs: run_batched(network, jobs), name, most
+            lambda jobs: run(network, jobs), name, most
         )
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -134,6 +137,11 @@ class GatheredNetwork:
 
     def close(self) -> None:
         self._gatherer.close()
+
+
+def run_each(network: Network, jobs: list[dict[str, np.ndarray]]) -> list[list[np.ndarray] | Exception]:
+    """Run calls of a network one after another."""
+    return [outcome for job in jobs for outcome in together(lambda one: [network(one[0])], [job])]
 
 
 def run_batched(network: Network, jobs: list[dict[str, np.ndarray]]) -> list[list[np.ndarray] | Exception]:

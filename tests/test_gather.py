@@ -145,11 +145,14 @@ def test_calls_of_a_network_are_concatenated_where_they_are_alike():
         assert all(np.array_equal(*pair) for pair in zip(outcomes[number], expected, strict=True))
 
 
-def test_a_gathered_network_is_the_network():
-    network = GatheredNetwork(double, "test", 8)
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_gathered_network_is_the_network(batched):
+    network = GatheredNetwork(double, "test", 8, batched)
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(network, [call(1 + n % 2, 3, n) for n in range(60)]))
     for number, (x, y) in enumerate(found):
         expected = double(call(1 + number % 2, 3, number))
         assert np.array_equal(x, expected[0]) and np.array_equal(y, expected[1])
+    with pytest.raises(ValueError, match="nan"):
+        network(call(1, 3, np.nan))
     network.close()

@@ -2,6 +2,7 @@
 runs on a GPU."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -266,15 +267,16 @@ threading.Thread(target=loop, daemon=True).start()
 print(renderers[0].render(face.coefficients).shape)
 """
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "(128, 128, 3)\n"), done.stderr
 
 
 def test_a_model_on_it_moves_and_shows_the_same(backend, shipped, ada_portrait, assets):
-    """Several heads at once, each a second of voice: motion within 1e-4, pictures within the tolerance."""
+    """Several heads at once, each half a second of voice: motion within 1e-4, pictures within the tolerance."""
     model = Model.load(backend=backend)
     voice = read_voice(assets / "voice.flac").mono16k()
-    voices = [voice[n * 16_000 :][:16_000] for n in range(3)]
+    voices = [voice[n * 16_000 :][:8_000] for n in range(3)]
 
     def speak(each: Model, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
         head = Head(each, ada_portrait, fps=25, size=128, seed=seed)
@@ -288,7 +290,7 @@ def test_a_model_on_it_moves_and_shows_the_same(backend, shipped, ada_portrait, 
     for seed, (frames, motion) in enumerate(spoken):
         expected, truth = speak(shipped, seed)
         assert np.abs(motion - truth).max() < 1e-4
-        assert len(frames) == len(expected) == 25
+        assert len(frames) == len(expected) == 13
         assert all(close(*pair) for pair in zip(frames, expected, strict=True))
 
 

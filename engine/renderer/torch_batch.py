@@ -20,7 +20,7 @@ Heads take a free place; the whole is built anew, larger, when there is none, an
 Nothing waits for the device but the end of a batch, when its pictures have come. They come in one copy to pinned
 memory, which torch keeps and uses again; each caller takes its own picture out of it in its own thread. Half precision
 was left out: displacements need more than its 11 bits (0.03 of a canvas pixel at 32, 0.2 of a pixel of the fine
-portrait), and fields are an eighth of what is read and written (docs/performance.md).
+portrait), and fields are a tenth of what is read and written (docs/performance.md, "On a GPU").
 """
 
 import math
@@ -355,7 +355,7 @@ class _Company:
         """The face's displacement, carried by the head: (n, 2, CANVAS, CANVAS) in half sides of the picture."""
         flow = _enlarged(self._mix(FACE, weights, rows).unflatten(2, (128, 128)), CANVAS)
         for kind, spot in zip((MOUTH_FLOW, EYES_FLOW), spots, strict=True):
-            flow.flatten(2).scatter_add_(2, spot.expand(-1, 2, -1), self._mix(kind, weights, rows))
+            flow.view(len(flow), 2, -1).scatter_add_(2, spot.expand(-1, 2, -1), self._mix(kind, weights, rows))
         return F.grid_sample(flow, still, padding_mode="border", align_corners=False)
 
     def _pick(self, moved: Tensor, places: Tensor) -> Tensor:
@@ -384,14 +384,15 @@ class _Company:
         ).transpose(0, 1)
         opacity = carried[3]
         carried[3] = 1 - torch.maximum(0.1 * opacity, opacity.clamp(max=1.0))  # what is kept; as network.opacity
+        carried[:3] += 0.5  # for rounding, here where planes are small
         layer = _enlarged(carried, self._size)
         frame = layer[:3].addcmul_(picture, layer[3])
         return self._bytes(frame)
 
     def _bytes(self, frame: Tensor) -> Tensor:
-        """(3, n, size, size) float -> (n, size, size, 3) uint8, rounded."""
+        """(3, n, size, size) float, greater by 0.5 than what it shall be -> (n, size, size, 3) uint8."""
         made = torch.empty((*frame.shape[1:], 3), dtype=torch.uint8, device=self._device)
-        return made.copy_(frame.add_(0.5).clamp_(0, 255).permute(1, 2, 3, 0))
+        return made.copy_(frame.clamp_(0, 255).permute(1, 2, 3, 0))
 
 
 def _enlarged(planes: Tensor, side: int) -> Tensor:
