@@ -9,7 +9,6 @@ from engine.model import Model
 from engine.motion.generator import OFFLINE, MotionGenerator, Pace, Statistics
 from engine.motion.timing import Timeline
 from engine.portrait import Portrait
-from engine.renderer.cpu import CpuRenderer
 
 __all__ = ["OFFLINE", "Frame", "Head", "Model", "Pace", "Style"]
 
@@ -52,7 +51,7 @@ class Head:
         self.fps = fps
         self._model = model
         prepared = model.prepare(portrait)
-        self._renderer = CpuRenderer(prepared, size)
+        self._renderer = model.renderer(prepared, size)
         self._features = LogMel()
         self._motion = MotionGenerator(
             model.velocity, model.listen, model.window,

@@ -1,20 +1,20 @@
-"""The trained model as it ships: loading with hash checks, and its networks behind ONNX Runtime.
+"""The trained model as it ships: loading with hash checks, and its networks on a backend.
 
-One `Model` serves any number of heads; its sessions are thread-safe (ONNX Runtime's are) and hold the only copy of the
-weights.
+One `Model` serves any number of heads; its networks are thread-safe and hold the only copy of the weights.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from safetensors import safe_open
 
+from engine.backend import Backend, CpuBackend, Renderer, choose
 from engine.errors import InputError
+from engine.gather import Network
 from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
@@ -53,50 +53,50 @@ def check_hashes(directory: Path) -> dict:
 
 @dataclass(frozen=True)
 class Model:
-    """Networks and what the runtime knows of their latents. arrays: see training/export.py, runtime_arrays."""
+    """Networks and what the runtime knows of their latents. arrays: see training/export.py, runtime_arrays; backend:
+    what runs the networks and draws."""
 
     directory: Path
     config: dict
     arrays: dict[str, np.ndarray]
     threads: int
+    backend: Backend = field(default_factory=CpuBackend)
 
     @classmethod
-    def load(cls, directory: Path | None = None, threads: int = 1) -> "Model":
-        """Read a weights folder (ours by default). threads: of ONNX Runtime, for each call. Raises WeightsError."""
+    def load(cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu") -> "Model":
+        """Read a weights folder (ours by default). threads: of ONNX Runtime on the processor, for each call. backend:
+        "cpu", "cuda", "auto" or one that is there already, see engine/backend.py. Raises WeightsError, BackendError."""
         directory = directory or WEIGHTS
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
-        return cls(directory, config, arrays, threads)
+        if isinstance(backend, str):
+            backend = choose(backend, directory / "coefficients.onnx")
+        return cls(directory, config, arrays, threads, backend)
 
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # its warnings are about its own optimiser
-        # idle threads must not spin: the cores belong to encoders and to other heads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(self.directory / name, options, providers=["CPUExecutionProvider"])
+    def _network(self, name: str, shared: bool = False) -> Network:
+        return self.backend.network(self.directory / name, self.threads, shared)
 
     @cached_property
-    def _encoder(self) -> onnxruntime.InferenceSession:
-        return self._session("encoder.onnx")
+    def _encoder(self) -> Network:
+        return self._network("encoder.onnx")
 
     @cached_property
-    def _portrait(self) -> onnxruntime.InferenceSession:
-        return self._session("portrait.onnx")
+    def _portrait(self) -> Network:
+        return self._network("portrait.onnx")
 
     @cached_property
-    def _coefficients(self) -> onnxruntime.InferenceSession:
-        return self._session("coefficients.onnx")
+    def _coefficients(self) -> Network:
+        # on the processor, always: it takes 10 microseconds there, and a way to the device and back takes more
+        return CpuBackend().network(self.directory / "coefficients.onnx", self.threads)
 
     @cached_property
-    def _speech(self) -> onnxruntime.InferenceSession:
-        return self._session("speech.onnx")
+    def _speech(self) -> Network:
+        return self._network("speech.onnx", shared=True)
 
     @cached_property
-    def _motion(self) -> onnxruntime.InferenceSession:
-        return self._session("motion.onnx")
+    def _motion(self) -> Network:
+        return self._network("motion.onnx", shared=True)
 
     @property
     def window(self) -> int:
@@ -104,24 +104,28 @@ class Model:
 
     def coefficients(self, latent: np.ndarray) -> np.ndarray:
         """h: latent (D,) -> coefficients (C,) of the fields."""
-        return self._coefficients.run(None, {"latents": latent[None].astype(np.float32)})[0][0]
+        return self._coefficients({"latents": latent[None].astype(np.float32)})[0][0]
 
     def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Latent (D,) of a frame, given as portrait_inputs gives it."""
-        return self._encoder.run(None, inputs)[0][0]
+        return self._encoder(inputs)[0][0]
 
     def listen(self, features: np.ndarray) -> np.ndarray:
         """What a window's speech features (1, 2 W, 64) say: (1, W, S)."""
-        return self._speech.run(None, {"features": features})[0]
+        return self._speech({"features": features})[0]
 
     def velocity(self, **inputs: np.ndarray) -> np.ndarray:
         """One evaluation of the motion transformer; see engine/motion/generator.py, Denoiser."""
-        return self._motion.run(None, inputs)[0]
+        return self._motion(inputs)[0]
 
     def prepare(self, portrait: Portrait) -> PreparedPortrait:
         """Run the portrait network: once a portrait, a fraction of a second."""
         inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
         latent = self.encode(inputs)
-        fields = dict(zip(("head", "face", "mouth", "eyes", "matte"), self._portrait.run(None, inputs), strict=True))
+        fields = dict(zip(("head", "face", "mouth", "eyes", "matte"), self._portrait(inputs), strict=True))
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         return prepare(portrait.pixels, portrait.keypoints, counts, latent, self.coefficients(latent), fields)
+
+    def renderer(self, prepared: PreparedPortrait, size: int) -> Renderer:
+        """What draws a prepared portrait at a size."""
+        return self.backend.renderer(prepared, size)

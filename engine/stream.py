@@ -23,15 +23,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from engine.backend import Renderer
 from engine.features import BANDS, LATENT_HOP, SAMPLE_RATE, LogMel
 from engine.head import Style, statistics
 from engine.motion.generator import MotionGenerator, Pace, Statistics
 from engine.motion.timing import LATENT_RATE, catmull_rom
-from engine.renderer.cpu import CpuRenderer
 
 __all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings", "delay"]
 
@@ -190,26 +190,22 @@ class StreamState:
     glide: int = 0
 
 
-class Renderer(Protocol):
-    def render(self, coefficients: np.ndarray) -> np.ndarray: ...
-
-
 class StreamCore:
     """See the module. Not for several threads at once.
 
     model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen` and `coefficients`). portrait:
-    prepared by the model. renderer: makes what draws a prepared portrait at a size.
+    prepared by the model. renderer: makes what draws a prepared portrait at a size; the model's own if not given.
     """
 
     def __init__(
         self, model: Any, portrait: Any, settings: StreamSettings | None = None, style: Style | None = None,
-        renderer: Callable[[Any, int], Renderer] = CpuRenderer,
+        renderer: Callable[[Any, int], Renderer] | None = None,
     ):  # fmt: skip
         self.settings = settings or StreamSettings()
         self.state = StreamState()
         self._model = model
-        self._make_renderer = renderer
-        self._renderer = renderer(portrait, self.settings.size)
+        self._make_renderer = renderer or model.renderer
+        self._renderer = self._make_renderer(portrait, self.settings.size)
         self._portrait, self._style = portrait, style or Style()
         self._goal = statistics(model, portrait.latent, self._style)
         self._features = LogMel()

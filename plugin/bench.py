@@ -1,8 +1,8 @@
 """`ifmdm bench`: what each stage costs on this machine.
 
-Everything runs as it does in `ifmdm render` with the default settings, but for threads: OpenCV and ONNX Runtime get
-one each, so that a stage's time is that of one core. Wall time is what a viewer waits. Processor time is what the
-machine spends, on all its cores, and the better figure where others compete for them.
+Everything runs as it does in `ifmdm render` with the default settings and the backend that is asked for, but for
+threads: OpenCV and ONNX Runtime get one each, so that a stage's time is that of one core. Wall time is what a viewer
+waits. Processor time is what the machine spends, on all its cores, and the better figure where others compete for them.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from engine.backend import NAMES
 from engine.errors import InputError
 from engine.features import FEATURES_PER_LATENT, LATENT_HOP, SAMPLE_RATE, LogMel
 from engine.head import OFFLINE, Head, Model
 from engine.motion.timing import LATENT_RATE
 from engine.portrait import load_portrait
-from engine.renderer.cpu import CpuRenderer
 from engine.speech import SpeechInput, read_voice
 from engine.stream import LATENCIES
 from plugin import __version__, bench_growth, bench_live, bench_profile, bench_sessions, bench_start
@@ -119,7 +119,7 @@ def measure(plan: Plan, count: int, bar: tqdm) -> Stage:
     return Stage(plan.name, plan.per, count, median, p95, float(np.median(cpus)) / per, real_time)
 
 
-def plans(folder: Path) -> Iterator[Plan]:
+def plans(folder: Path, backend: str = "auto") -> Iterator[Plan]:
     """The stages in the order of the pipeline. folder: for what `ifmdm render` writes."""
     picture = clips.bundled_portraits()[PORTRAIT]
     portrait = load_portrait(picture)
@@ -127,8 +127,8 @@ def plans(folder: Path) -> Iterator[Plan]:
     seconds = max(1, len(voice) // SAMPLE_RATE)
     chunks = cycle(np.array_split(voice[: seconds * SAMPLE_RATE], seconds))
 
-    yield Plan("load weights", "start", lambda: Model.load().prepare(portrait))
-    model = Model.load()
+    yield Plan("load weights", "start", lambda: Model.load(backend=backend).prepare(portrait))
+    model = Model.load(backend=backend)
     yield Plan("find face", "portrait", lambda: load_portrait(picture))
     yield Plan("portrait networks", "portrait", lambda: model.prepare(portrait))
 
@@ -151,7 +151,7 @@ def plans(folder: Path) -> Iterator[Plan]:
     shown = cycle(latents)
     yield Plan("coefficients", "frame", lambda: model.coefficients(next(shown)))
     moves = cycle([model.coefficients(latent) for latent in latents])
-    renderer = CpuRenderer(model.prepare(portrait), SIZE)
+    renderer = model.renderer(model.prepare(portrait), SIZE)
     yield Plan("render", "frame", lambda: renderer.render(next(moves)))
 
     yield from encoding(Head(model, portrait, fps=FPS, size=SIZE), voice)
@@ -162,7 +162,7 @@ def plans(folder: Path) -> Iterator[Plan]:
     head = {"portrait": PORTRAIT, "consent": False, "intensity": 1.0, "pose": "0,0,0", "seed": 0}
     video = {"fps": FPS, "size": SIZE, "badge": True}
     files = {"audio": "", "output": str(folder / "bench.mp4")}
-    sections = {"head": head, "video": video, "render": files}
+    sections = {"head": head, "video": video, "render": files, "engine": {"backend": backend}}
     flags = {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
     settings, length = load_settings(flags), len(voice) / SAMPLE_RATE
     yield Plan("ifmdm render", "s of video", lambda: clips.render(settings, progress=False), length, warm_up=0)
@@ -208,15 +208,17 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     modules = {"numpy": np, "opencv": cv2, "onnxruntime": onnxruntime, "av": av}
+    if "torch" in sys.modules:  # of a GPU's backend; it is not imported to be asked
+        modules["torch"] = sys.modules["torch"]
     ours = {"ifmdm": __version__, "python": platform.python_version()}
     return ours | {name: module.__version__ for name, module in modules.items()}
 
 
-def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
+def bench(share: int = 1, progress: bool = True, backend: str = "auto") -> dict[str, object]:
     """Measure everything; what `--json` writes."""
     pace = OFFLINE
     threads = cv2.getNumThreads()
-    start = bench_start.bench_start(max(FEWEST, STARTS // share), progress)
+    start = bench_start.bench_start(max(FEWEST, STARTS // share), progress, backend)
     cv2.setNumThreads(1)
     stages = []
     try:
@@ -230,7 +232,7 @@ def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
                 mininterval=0.1 if sys.stderr.isatty() else 2.0,
             ) as bar,
         ):
-            for plan in plans(Path(folder)):
+            for plan in plans(Path(folder), backend):
                 stages.append(measure(plan, runs(plan.name, share), bar))
     finally:
         cv2.setNumThreads(threads)
@@ -238,7 +240,7 @@ def bench(share: int = 1, progress: bool = True) -> dict[str, object]:
         "threads": {"opencv": 1, "onnxruntime": 1, "encoder": ENCODER_THREADS},
         "settings": {"portrait": PORTRAIT, "fps": FPS, "size": SIZE, "hop_seconds": pace.hop / LATENT_RATE}
         | asdict(pace),
-        "weights": Model.load().config.get("training", {}),
+        "weights": Model.load(backend="cpu").config.get("training", {}),
         "start": start,
         "resident_mb": None if (held := resident()) is None else round(held),
         "peak_memory_mb": bench_start.peak_memory(),
@@ -286,6 +288,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encode", choices=("none", *CODECS), default="none",
         help="encode the pictures and voice of every head of --sessions, too (default none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=NAMES, default="auto", help="what computes (default auto: the GPU where it works)"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
 
 
@@ -297,34 +302,38 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
-def chosen(args: argparse.Namespace) -> tuple[Callable[[], dict], Callable[[dict], str]]:
+def chosen(args: argparse.Namespace, backend: str) -> tuple[Callable[[], dict], Callable[[dict], str]]:
     """What the command line asks for: what measures it, and what tells the figures."""
+    how = {"latency": args.latency, "backend": backend}
     if args.live:
-        return lambda: bench_live.bench_live(args.seconds or 60.0, args.latency), bench_live.table
+        return lambda: bench_live.bench_live(args.seconds or 60.0, **how), bench_live.table
     if args.sessions:
-        how = (args.seconds or bench_sessions.SECONDS, args.latency, args.encode)
+        heads = (args.seconds or bench_sessions.SECONDS, args.latency, args.encode)
         if args.sessions == "max":
-            return lambda: bench_sessions.most_sessions(*how), bench_sessions.table
-        return lambda: bench_sessions.bench_sessions([args.sessions], *how), bench_sessions.table
+            return lambda: bench_sessions.most_sessions(*heads, backend=backend), bench_sessions.table
+        return lambda: bench_sessions.bench_sessions([args.sessions], *heads, backend=backend), bench_sessions.table
     if args.encode != "none":
         raise BenchError("--encode is of --sessions: give that, too (the plain bench has each encoder's cost)")
     if args.growth:
-        return lambda: bench_growth.bench_growth(args.seconds or 3600.0, args.latency), bench_growth.table
+        return lambda: bench_growth.bench_growth(args.seconds or 3600.0, **how), bench_growth.table
     if args.profile:
         return lambda: bench_profile.bench_profile(args.seconds or bench_profile.SECONDS), bench_profile.table
-    return lambda: bench(QUICK if args.quick else 1), table
+    return lambda: bench(QUICK if args.quick else 1, backend=backend), table
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table. Raises InputError for a file that cannot be written, before anything is measured."""
-    measured, told = chosen(args)
+    """Measure, print the table. Raises InputError for a file that cannot be written or a backend that does not
+    work, before anything is measured."""
     if args.json:
         try:
             args.json.open("a").close()
         except OSError as error:
             raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
-    result = {"machine": machine(), "versions": versions()} | measured()
+    backend = Model.load(backend=args.backend).backend
+    measured, told = chosen(args, backend.name)
+    result = {"machine": machine(), "versions": versions(), "backend": str(backend)} | measured()
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"backend: {backend}")
     print(told(result))
     return 0

@@ -144,9 +144,11 @@ def by_length(model: Model, voice: np.ndarray, seconds: int, latency: Latency, b
     }
 
 
-def bench_growth(seconds: float, latency: str = "interactive", progress: bool = True) -> dict:
+def bench_growth(
+    seconds: float, latency: str = "interactive", progress: bool = True, backend: str = "auto"
+) -> dict:
     """Measure. seconds: of the long stream."""
-    model = Model.load()
+    model = Model.load(backend=backend)
     voice = read_voice(clips.BUNDLED_VOICE).mono16k()
     length = max(1, round(seconds))
     whole = len(SIZES) * (SIZE_SECONDS + 1) + length
@@ -155,7 +157,9 @@ def bench_growth(seconds: float, latency: str = "interactive", progress: bool = 
         long = by_length(model, voice, length, LATENCIES[latency], bar)
         bar.set_description("size")
         sizes = list(by_size(model, voice, LATENCIES[latency], bar))
-    heads = bench_sessions.bench_sessions(range(1, HEADS + 1), HEADS_SECONDS, latency, progress=progress)
+    heads = bench_sessions.bench_sessions(
+        range(1, HEADS + 1), HEADS_SECONDS, latency, progress=progress, backend=backend
+    )
     return {"latency": latency, "sizes": sizes, "length": long, "heads": heads["trials"]}
 
 

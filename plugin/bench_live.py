@@ -237,8 +237,9 @@ async def _viewing(address: str) -> AsyncIterator[Callable[[], Awaitable[dict]]]
         await process.wait()
 
 
-async def _measure(seconds: float, latency: str, bar: tqdm) -> dict:
+async def _measure(seconds: float, latency: str, backend: str, bar: tqdm) -> dict:
     flags = {"server.port": "0", "server.host": "127.0.0.1", "live.source": "none", "live.latency": latency}
+    flags |= {"engine.backend": backend}
     settings = load_settings(flags)
     began = time.monotonic()
     told: list[str] = []
@@ -300,12 +301,14 @@ async def _measure(seconds: float, latency: str, bar: tqdm) -> dict:
     return {"latency": latency, "ready_seconds": round(ready, 2)} | result
 
 
-def bench_live(seconds: float, latency: str = "interactive", progress: bool = True) -> dict:
+def bench_live(
+    seconds: float, latency: str = "interactive", progress: bool = True, backend: str = "auto"
+) -> dict:
     """Measure for so many seconds. Raises InputError or TransportError."""
     whole = seconds + INTERRUPTS * (SPOKEN_SECONDS + LISTEN_SECONDS)
     form = "live {bar} {n:.0f}/{total:.0f} s"
     with tqdm(total=whole, file=sys.stderr, disable=not progress, bar_format=form, mininterval=1.0) as bar:
-        return asyncio.run(_measure(seconds, latency, bar))
+        return asyncio.run(_measure(seconds, latency, backend, bar))
 
 
 def table(result: dict) -> str:

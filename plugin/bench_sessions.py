@@ -172,21 +172,23 @@ def _told(counts: list[Counts], out_after: list[list[float]], spent: float) -> d
 
 
 def bench_sessions(
-    counts: Iterable[int], seconds: float, latency: str = "interactive", encode: str = "none", progress: bool = True
+    counts: Iterable[int], seconds: float, latency: str = "interactive", encode: str = "none", progress: bool = True,
+    backend: str = "auto",
 ) -> dict:  # fmt: skip
     """Measure so many heads at once, for so many seconds each. encode: see Bed."""
-    with _trials(seconds, latency, encode, progress) as trial:
+    with _trials(seconds, latency, encode, progress, backend) as trial:
         trials = [trial(count) for count in counts]
     return _result(latency, encode, trials)
 
 
 def most_sessions(
-    seconds: float, latency: str = "interactive", encode: str = "none", progress: bool = True
+    seconds: float, latency: str = "interactive", encode: str = "none", progress: bool = True,
+    backend: str = "auto",
 ) -> dict:  # fmt: skip
     """One head, two, ... until a number does not hold. It is tried twice, since something else may have disturbed it
     the first time."""
     trials: list[dict] = []
-    with _trials(seconds, latency, encode, progress) as trial:
+    with _trials(seconds, latency, encode, progress, backend) as trial:
         for count in range(1, MOST + 1):
             for _ in range(TRIES):
                 trials.append(trial(count))
@@ -198,10 +200,12 @@ def most_sessions(
 
 
 @contextlib.contextmanager
-def _trials(seconds: float, latency: str, encode: str, progress: bool) -> Iterator[Callable[[int], dict]]:
+def _trials(
+    seconds: float, latency: str, encode: str, progress: bool, backend: str
+) -> Iterator[Callable[[int], dict]]:  # fmt: skip
     """What measures a number of heads."""
     settings = load_settings({"video.fps": FPS, "video.size": SIZE, "video.badge": True, "live.latency": latency})
-    studio = Studio(settings, Model.load())
+    studio = Studio(settings, Model.load(backend=backend))
     studio.warm(studio.prepare(next(iter(clips.bundled_portraits().values()))))
     whole, form = WARM_UP_SECONDS + seconds, "{desc} |{bar:20}| {n:.0f} of {total:.0f} s"
     shown = {"file": sys.stderr, "disable": not progress, "bar_format": form, "mininterval": 1.0}

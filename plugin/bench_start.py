@@ -57,7 +57,8 @@ class FirstFrame(LazySink):
 
 
 def main() -> None:
-    """The process: run until the first frame, then print what was seen, as JSON, on one line."""
+    """The process, with the name of a backend: run until the first frame, then print what was seen, as JSON, on one
+    line."""
     import asyncio
 
     from plugin import cli  # noqa: F401  the command begins with it
@@ -79,7 +80,7 @@ def main() -> None:
         show.services.append(until)
         return show
 
-    run(load_settings(FLAGS), make)
+    run(load_settings(FLAGS | {"engine.backend": sys.argv[1]}), make)
     from plugin.memory import resident
 
     seen |= {"first_frame": sink.came, "torch": "torch" in sys.modules}
@@ -87,12 +88,12 @@ def main() -> None:
     print(json.dumps(seen), flush=True)
 
 
-def start_once() -> dict:
+def start_once(backend: str = "auto") -> dict:
     """One start: moments in seconds after the command, whether torch was imported, MB of memory. Raises
     TransportError if it did not come up."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IFMDM_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
-    command = [sys.executable, "-m", "plugin.bench_start"]
+    command = [sys.executable, "-m", "plugin.bench_start", backend]
     pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     began = time.monotonic()
     try:
@@ -107,11 +108,11 @@ def start_once() -> dict:
     return seen | {name: seen[name] - began for name in ("imported", "made", "first_frame")}
 
 
-def bench_start(runs: int, progress: bool = True) -> dict:
+def bench_start(runs: int, progress: bool = True, backend: str = "auto") -> dict:
     """Start so many times, and once before to have the files in memory, as on a machine that is not just booted."""
     starts = []
     for run in tqdm(range(runs + 1), "start", file=sys.stderr, disable=not progress, unit=" runs", mininterval=1.0):
-        seen = start_once()
+        seen = start_once(backend)
         if run:
             starts.append(seen)
 

@@ -1,6 +1,7 @@
 """The command `ifmdm`.
 
-Only the chosen command is imported: help stays fast, and nothing but training and evaluation ever sees torch.
+Only the chosen command is imported: help stays fast, and nothing but training, evaluation and the CUDA backend ever
+sees torch.
 """
 
 import argparse

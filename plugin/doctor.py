@@ -42,10 +42,17 @@ def check_weights(_: Settings) -> tuple[str, str]:
     return GOOD, f"{len(config['sha256'])} files, none damaged"
 
 
-def check_providers(_: Settings) -> tuple[str, str]:
+def check_backend(settings: Settings) -> tuple[str, str]:
+    """What would compute, and where an NVIDIA GPU is left alone, why."""
     import onnxruntime
 
-    return GOOD, f"ONNX Runtime {onnxruntime.__version__} with {', '.join(onnxruntime.get_available_providers())}"
+    from engine.backend import CpuBackend
+    from engine.model import Model
+
+    asked = settings.engine.backend
+    backend = Model.load(backend=asked).backend
+    spared = isinstance(backend, CpuBackend) and backend.note
+    return POOR if spared else GOOD, f"{backend} (asked for: {asked}); ONNX Runtime {onnxruntime.__version__}"
 
 
 def check_portrait(settings: Settings) -> tuple[str, str]:
@@ -146,7 +153,7 @@ def check_speed(settings: Settings) -> tuple[str, str]:
     from engine.stream import LATENCIES, StreamCore, StreamSettings
     from plugin.render import find_portrait
 
-    model = Model.load()
+    model = Model.load(backend=settings.engine.backend)
     portrait = load_portrait(find_portrait(settings.head.portrait, settings.head.consent))
     pace = LATENCIES[settings.live.latency].pace
     core = StreamCore(model, model.prepare(portrait), StreamSettings(settings.video.fps, settings.video.size, pace))
@@ -166,7 +173,7 @@ def check_speed(settings: Settings) -> tuple[str, str]:
 CHECKS: dict[str, Check] = {
     "Python": check_python,
     "weights": check_weights,
-    "execution": check_providers,
+    "backend": check_backend,
     "portrait": check_portrait,
     "voice": check_source,
     "recording": check_recording,

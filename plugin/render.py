@@ -112,7 +112,7 @@ def start_head(portrait: Portrait, settings: Settings) -> Speaker:
     from engine.head import Head, Model, Style
 
     return Head(
-        Model.load(),
+        Model.load(backend=settings.engine.backend),
         portrait,
         fps=settings.video.fps,
         size=settings.video.size,

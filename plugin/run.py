@@ -16,7 +16,6 @@ import numpy as np
 
 from engine.head import Model, Style
 from engine.portrait import load_portrait
-from engine.renderer.cpu import CpuRenderer
 from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
 from plugin.adapters import check_names, make_sinks, make_source
@@ -287,7 +286,7 @@ class Studio:
 
     settings: Settings
     model: Any
-    renderer: Callable[[Any, int], Renderer] = CpuRenderer
+    renderer: Callable[[Any, int], Renderer] | None = None
 
     def prepare(self, picture: Path | bytes) -> Any:
         """A picture as file or bytes -> what heads are made of; takes a second of a core. Raises PortraitError."""
@@ -320,7 +319,7 @@ class Studio:
 
 def make_show(
     settings: Settings, tell: Callable[[str], None], model: Model | None = None,
-    renderer: Callable[[Any, int], Renderer] = CpuRenderer,
+    renderer: Callable[[Any, int], Renderer] | None = None,
 ) -> Show:  # fmt: skip
     """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
     head, live = settings.head, settings.live
@@ -338,7 +337,10 @@ def make_show(
 
         server = Server.bind(settings)  # first, since it may be refused
         sinks.append(server.broadcast)
-    studio = Studio(settings, model or Model.load(), renderer)
+    if model is None:
+        model = Model.load(backend=settings.engine.backend)
+        tell(f"computing on {model.backend}")
+    studio = Studio(settings, model, renderer)
     face = studio.prepare(picture)
     studio.warm(face)
     style = Style(head.intensity, head.pose)

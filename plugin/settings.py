@@ -111,6 +111,14 @@ class VideoSettings(BaseModel):
     badge: bool = Field(True, description='true for an "AI" badge in the corner, else false')
 
 
+class EngineSettings(BaseModel):
+    """What computes."""
+
+    model_config = _SECTION
+
+    backend: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda (an NVIDIA GPU)")
+
+
 class RenderSettings(BaseModel):
     """What `ifmdm render` reads and writes."""
 
@@ -279,6 +287,7 @@ class Settings(BaseSettings):
 
     head: HeadSettings = HeadSettings()
     video: VideoSettings = VideoSettings()
+    engine: EngineSettings = EngineSettings()
     render: RenderSettings = RenderSettings()
     live: LiveSettings = LiveSettings()
     voice: VoiceSettings = VoiceSettings()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from engine.backend import CpuBackend
 from engine.features import FLOOR, scale
 
 D = 3
@@ -24,6 +25,7 @@ class LoudnessModel:
 
     window: int = 40
     evaluations: int = 0
+    backend: CpuBackend = field(default_factory=CpuBackend)
     arrays: dict = field(
         default_factory=lambda: {
             "centre": np.zeros(D, np.float32),
@@ -53,6 +55,9 @@ class LoudnessModel:
 
     def prepare(self, picture):
         return portrait()
+
+    def renderer(self, prepared, size):
+        return LatentRenderer(prepared, size)
 
 
 @dataclass

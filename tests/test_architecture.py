@@ -3,7 +3,7 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,25 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in SOURCES}
 
 
-def imports(path: Path) -> Iterator[str]:
+#: What only an engine on a GPU imports, and that one module alone asks for, inside a function.
+GPU = {"engine.renderer.torch_batch"}
+HEAVY = {"torch", "onnx", "onnxscript", "mediapipe", "dlib", "matplotlib"}
+
+
+def at_start(tree: ast.AST) -> Iterator[ast.AST]:
+    """What importing a module runs: all but the insides of its functions."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from at_start(node)
+
+
+def imports(path: Path, nodes: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> Iterator[str]:
     """The modules that a file imports, anywhere in it; `from a import b` gives a and a.b."""
     package = module_of(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,9 +85,17 @@ def test_the_engine_knows_no_network_no_settings_and_no_command_line(name):
 def test_the_way_from_a_voice_to_a_picture_is_free_of_torch(start):
     way = reachable(start)
     assert {"plugin.settings", "transports.file", "engine.portrait", "engine.speech"} <= way
-    heavy = {"torch", "onnx", "onnxscript", "mediapipe", "dlib", "matplotlib"}
-    assert {name: found for name in way if (found := top_level(MODULES[name]) & heavy)} == {}
+    assert {name: found for name in way - GPU if (found := top_level(MODULES[name]) & HEAVY)} == {}
     assert not [name for name in way if name.startswith("engine.training")]
+
+
+def test_only_the_choice_of_a_gpu_leads_to_torch():
+    """Whoever can import a module of GPU does it inside a function of engine.backend, or is one of them."""
+    for name, path in MODULES.items():
+        if name not in GPU:
+            assert not GPU & set(imports(path, at_start)), name
+            assert name == "engine.backend" or not GPU & set(imports(path)), name
+    assert {"torch"} == set.union(*(top_level(MODULES[name]) & HEAVY for name in GPU))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)

@@ -51,8 +51,8 @@ def test_every_stage_is_measured_and_told(small, capsys):
         assert real_time is None or real_time == pytest.approx(1000 / stage["median_ms"])
         (line,) = (line for line in shown.out.splitlines() if line.startswith(f"{stage['name']:<19}"))
         assert f"{stage['median_ms']:.2f}" in line
-    keys = {"machine", "versions", "threads", "settings", "weights", "start", "resident_mb", "peak_memory_mb", "stages"}
-    assert set(result) == keys
+    keys = {"machine", "versions", "backend", "threads", "settings", "weights", "start", "resident_mb"}
+    assert set(result) == keys | {"peak_memory_mb", "stages"}
     assert 0 < result["resident_mb"] <= result["peak_memory_mb"]
     assert result["machine"]["cores"] >= 1
     assert result["versions"]["numpy"] == np.__version__
@@ -60,6 +60,7 @@ def test_every_stage_is_measured_and_told(small, capsys):
     assert result["settings"]["size"] == 128
     assert result["weights"] == {"renderer_steps": 0, "motion_steps": 0}
     assert result["machine"]["processor"] in shown.out
+    assert shown.out.startswith(f"backend: {result['backend']}\n")
     assert "ifmdm render" in shown.err  # progress
     assert "26/26" in shown.err
     assert cv2.getNumThreads() == threads
@@ -76,7 +77,7 @@ def test_a_run_of_the_motion_stage_is_one_hop(small, monkeypatch):
 
 
 def test_figures_that_cannot_be_kept_are_refused_before_measuring(small, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "bench", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "bench", lambda *_, **__: pytest.fail("measured"))
     assert cli.main(["bench", "--json", "none/figures.json"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("ifmdm: none/figures.json: cannot be written")

@@ -66,6 +66,31 @@ def test_heads_at_once_are_measured_and_told(small, capsys):
     assert cv2.getNumThreads() == threads
 
 
+def test_heads_of_a_backend_that_draws_them_together_are_measured(small, monkeypatch, capsys):
+    """As on a GPU, with the processor in its place."""
+    pytest.importorskip("torch")
+    from engine.backend import TorchBackend
+
+    made = []
+
+    def choose(name, probe):
+        made.append((name, TorchBackend("cpu")))
+        return made[-1][1]
+
+    monkeypatch.setattr(engine.model, "choose", choose)
+    command = ["bench", "--sessions", "2", "--seconds", "1", "--backend", "cuda", "--json", "heads.json"]
+    assert cli.main(command) == 0
+    result = json.loads((small / "heads.json").read_text())
+    assert [name for name, _ in made] == ["cuda", "cpu"]  # as asked for, then as found
+    assert result["backend"] == str(made[0][1])
+    assert result["versions"]["torch"]
+    assert capsys.readouterr().out.startswith(f"backend: {result['backend']}\n")
+    (trial,) = result["trials"]
+    assert trial["heads"] == 2 and trial["frames_per_second"] > 0
+    for _, backend in made:
+        backend.close()
+
+
 class Drawn(LatentRenderer):
     """Draws, and does something more with the portrait it draws."""
 

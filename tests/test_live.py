@@ -638,7 +638,7 @@ def test_the_doctors_own_checks(monkeypatch):
     settings = Settings()
     assert doctor.check_python(settings)[0] in (doctor.GOOD, doctor.POOR)
     assert doctor.check_portrait(settings) == (doctor.GOOD, "ada has a face")
-    assert doctor.check_providers(settings)[0] == doctor.GOOD
+    assert doctor.check_backend(settings)[0] == doctor.GOOD
     assert doctor.check_recording(load_settings({"live.record": "a.mp4"}))[0] == doctor.GOOD
 
     def absent(*_):
@@ -658,10 +658,7 @@ def test_the_doctors_own_checks(monkeypatch):
 
 def test_the_doctor_measures_speed(monkeypatch):
     model = LoudnessModel()
-    monkeypatch.setattr("engine.head.Model.load", lambda: model)
-    from engine import stream
-
-    monkeypatch.setattr(stream.StreamCore.__init__, "__defaults__", (None, None, LatentRenderer))
+    monkeypatch.setattr("engine.head.Model.load", lambda backend: model)
     state, text = doctor.check_speed(load_settings({"video.size": "128"}))
     assert state == doctor.GOOD
     assert "a second of 45 frames a second takes" in text

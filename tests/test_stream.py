@@ -105,7 +105,6 @@ def test_how_time_and_voice_are_cut_does_not_show(cuts, chunks):
 
 @pytest.mark.parametrize("fps", [1, 7, 25, 45])
 def test_live_is_what_a_clip_would_be(fps, monkeypatch):
-    monkeypatch.setattr("engine.head.CpuRenderer", LatentRenderer)
     model, face = LoudnessModel(), portrait(0.1, 0.0, 0.0)
     monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face)
     spoken, style = voice(3 * SECOND), Style(1.2, (3.0, 0.0, 1.0))

@@ -68,7 +68,7 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
         )
         fields = renderer.portrait(halve(picture), crops(picture, mouth, MOUTH, MOUTH), crops(picture, eyes, *EYES))
     assert same(model.encode(inputs)[None], latent)
-    for name, ours in zip(("head", "face", "mouth", "eyes", "matte"), model._portrait.run(None, inputs), strict=True):
+    for name, ours in zip(("head", "face", "mouth", "eyes", "matte"), model._portrait(inputs), strict=True):
         truth = getattr(fields, name)
         scale = float(truth.abs().max())
         assert 1e-4 < scale < 100
@@ -86,7 +86,7 @@ def test_coefficients_are_the_networks(model, networks):
     with torch.no_grad():
         truth = renderer.coefficients(torch.from_numpy(latents))
     assert truth.shape == (5, renderer.shape.coefficients)
-    assert same(model._coefficients.run(None, {"latents": latents})[0], truth)
+    assert same(model._coefficients({"latents": latents})[0], truth)
     assert same(model.coefficients(latents[0]), truth[0])
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.matte import part, refine, shine
+from engine.renderer.matte import Layers, part, refine, shine
 
 CANVAS = 256
 #: The portrait is kept so many times as fine as it is shown, by Lanczos' filter, and frames pick from it bilinearly.
@@ -137,6 +137,19 @@ def prepare(
     )
 
 
+def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
+    """A portrait as it is kept to be shown at a size: the person (FINER * size, FINER * size, 4), see FINER, and the
+    background (size, size, 3)."""
+    pixels, matte = portrait.pixels, portrait.matte
+    if len(pixels) != size:
+        kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
+        pixels = cv2.resize(pixels, (size, size), interpolation=kind)
+    if len(matte) != size:
+        matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
+    plain = part(pixels, matte)
+    return Layers(cv2.resize(plain.front, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4), plain.back)
+
+
 def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:
     """sum_k weights[k] fields[k] for weights (K,) and fields (K, n), into the first n numbers of `out`; -> (n,).
 
@@ -150,15 +163,8 @@ class CpuRenderer:
 
     def __init__(self, portrait: PreparedPortrait, size: int):
         self.portrait, self.size = portrait, size
-        pixels, matte = portrait.pixels, portrait.matte
-        if len(pixels) != size:
-            kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
-            pixels = cv2.resize(pixels, (size, size), interpolation=kind)
-        if len(matte) != size:
-            matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
-        parted = part(pixels, matte)
-        self._back = parted.back
-        self._front = cv2.resize(parted.front, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+        shown = fine_layers(portrait, size)
+        self._front, self._back = shown.front, shown.back
         self._moving = np.empty((size, size, 4), np.uint8)
         self._through = np.empty((size, size), np.uint8)
         self._shining = np.empty((size, size, 3), np.uint8)

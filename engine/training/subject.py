@@ -7,7 +7,7 @@ import numpy as np
 from engine.head import Head, Style
 from engine.model import Model
 from engine.portrait import Portrait, portrait_from_pixels
-from engine.renderer.cpu import CpuRenderer, portrait_inputs
+from engine.renderer.cpu import portrait_inputs
 
 
 class Trained:
@@ -24,7 +24,7 @@ class Trained:
         """The portrait moved by the latents of `frames`, each read by the encoder in the portrait's boxes."""
         face = self._portrait(portrait)
         prepared = self.model.prepare(face)
-        renderer = CpuRenderer(prepared, len(portrait))
+        renderer = self.model.renderer(prepared, len(portrait))
         made = []
         for frame in frames:
             latent = self.model.encode(portrait_inputs(frame, face.keypoints))
