@@ -152,18 +152,16 @@ def _told(counts: list[Counts], out_after: list[list[float]], spent: float) -> d
     """counts: of each head in `spent` seconds; out_after: seconds by which its frames were handed out after their
     time."""
     due = FPS * spent
-    bad, shares = 0, []
+    shares = []
     for each, after in zip(counts, out_after, strict=True):
         # what is undrawn was late
         late = max(each.late, each.undrawn, sum(one > 0.5 / FPS for one in after)) + each.lost + each.dropped
-        late = min(late, each.made)
-        bad += late
         # time that was given up made no frames at all: those are missing
-        shares.append((late + max(0.0, due - each.made - 1)) / due)
+        shares.append((min(late, each.made) + max(0.0, due - each.made - 1)) / due)
     made, worst = [each.made for each in counts], max(shares)
     return {
         "frames_per_second": round(min(made) / spent, 2),
-        "late_percent": round(100 * bad / max(1, sum(made)), 2),
+        "late_percent": round(100 * sum(shares) / len(shares), 2),
         "worst_late_percent": round(100 * worst, 2),
         **{name: sum(getattr(each, name) for each in counts) for name in ("undrawn", "lost", "dropped", "resyncs")},
         "out_after_time_ms": percentiles([one for after in out_after for one in after]),
