@@ -293,7 +293,8 @@ class Motion:
             found = sample(patch, inside, "zeros")
             source = source + found[..., :2]
             texture = texture + found[..., 2:]
-        return source, texture[..., :3], opacity(texture[..., 3:])
+        # colour is premultiplied: where opacity would go beyond one, the colour must not shine with it
+        return source, texture[..., :3] / texture[..., 3:].clamp(min=1), opacity(texture[..., 3:])
 
 
 def mix(shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor) -> Motion:

@@ -391,6 +391,7 @@ class _Company:
             texture.view(-1, 4, CANVAS, CANVAS), still, padding_mode="zeros", align_corners=False
         ).transpose(0, 1)
         opacity = carried[3]
+        carried[:3] /= opacity.clamp(min=1.0)
         carried[3] = 1 - torch.maximum(0.1 * opacity, opacity.clamp(max=1.0))  # what is kept; as network.opacity
         carried[:3] += 0.5  # for rounding, here where planes are small
         layer = _enlarged(carried, self._size)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the tests in a browser need beside Python: Chromium and ffprobe from Debian, and clients that others wrote from
-# npm. Without them those tests are skipped, and say why; as root on Debian this installs them.
+# What tests need beside Python: for those in a browser Chromium and ffprobe from Debian, and clients that others wrote
+# from npm; for those of synthetic voices flite and espeak-ng. Without them those tests are skipped, and say why; as root
+# on Debian this installs them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -8,13 +9,15 @@ missing=()
 command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
 command -v ffprobe >/dev/null || missing+=(ffmpeg)
 command -v npm >/dev/null || missing+=(npm)
+command -v flite >/dev/null || missing+=(flite)
+command -v espeak-ng >/dev/null || missing+=(espeak-ng)
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "Installing ${missing[*]} for the tests in a browser."
+        echo "Installing ${missing[*]} for the tests."
         apt-get update -qq
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     else
-        echo "The tests in a browser will be skipped; they need: sudo apt-get install ${missing[*]}" >&2
+        echo "The tests in a browser or of voices will be skipped; they need: sudo apt-get install ${missing[*]}" >&2
     fi
 fi
 if command -v npm >/dev/null; then
