@@ -235,8 +235,8 @@ def export(
         torch.rand(2, window, shape.speech), torch.ones(2), torch.rand(2, 2 * latent), torch.ones(2),
     )  # fmt: skip
     names = ["latents", "noise", "past", "present", "speech", "hears", "statistics", "knows"]
-    heard = (torch.rand(1, 2 * window, 64),)
-    _export(SpeechGraph(speech), heard, ["features"], ["speech"], output / "speech.onnx", False)
+    heard = (torch.rand(2, 2 * window, 64),)
+    _export(SpeechGraph(speech), heard, ["features"], ["speech"], output / "speech.onnx", True)
     _export(MotionGraph(motion), example, names, ["velocity"], output / "motion.onnx", True)
     for name in FILES[1:]:
         point_into_safetensors(output / name, weights)
