@@ -55,7 +55,7 @@ class Head:
         self._features = LogMel()
         self._motion = MotionGenerator(
             model.velocity, model.listen, model.window,
-            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids")),
+            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")),
             statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or OFFLINE,
         )  # fmt: skip
         self._timeline = Timeline(fps)

@@ -21,7 +21,9 @@ from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, 
 WEIGHTS = Path(__file__).parent / "weights"
 VERSION = 3
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
-RUNTIME_ARRAYS = ("mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "degrees")
+RUNTIME_ARRAYS = (
+    "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees",
+)  # fmt: skip
 
 
 class WeightsError(InputError):

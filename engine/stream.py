@@ -211,7 +211,7 @@ class StreamCore:
         self._features = LogMel()
         self._motion = MotionGenerator(
             model.velocity, model.listen, model.window,
-            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids")),
+            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")),
             self._goal, portrait.latent, self.settings.seed, self.settings.pace,
         )  # fmt: skip
         # at a few frames a second the sound of one frame is longer than the model's delay

@@ -34,6 +34,7 @@ class LoudnessModel:
             "swing": np.ones(D, np.float32),
             "lips": np.eye(1, D, dtype=np.float32),
             "lids": np.eye(1, D, 1, dtype=np.float32),
+            "head": np.eye(1, D, 2, dtype=np.float32),
             "mean_from_portrait": np.concatenate([np.eye(D), np.zeros((1, D))]).astype(np.float32),
             "deviation": np.ones(D, np.float32),
             "degrees": np.eye(D, dtype=np.float32),

@@ -41,9 +41,9 @@ OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.4)
 
 #: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
 BLINK = 1.6
-#: Of the way to where the sampler says, the head goes so much in a latent's 40 ms; lips and lids go all of it. Each hop
-#: is sampled anew, and a head has more mass than that.
-STEADY = 0.6
+#: Of the way to where the sampler says, the head goes so much in a latent's 40 ms; the face goes all of it. Each hop is
+#: sampled anew, and a head has more mass than that.
+STEADY = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class MotionGenerator:
     swing: np.ndarray
     lips: np.ndarray  # (n, D) orthonormal: directions of the normalised latent that move the lips
     lids: np.ndarray  # (m, D), as lips, and orthogonal to them
+    head: np.ndarray  # (k, D), as lids: what turns and moves the head
     statistics: Statistics
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
@@ -158,13 +159,11 @@ class MotionGenerator:
 
     def _steady(self, made: np.ndarray) -> np.ndarray:
         """Latents (n, D) following on those given out -> the same with a steadier head."""
-        sharp = np.concatenate([self.lips, self.lids])
         given = [self.state.steadied[-1]]
         for latent in made:
-            away = latent - given[-1]
             # not by BLAS, whose last bit depends on where in memory a vector lies
-            along = (sharp * away).sum(1, keepdims=True)
-            given.append(given[-1] + np.float32(STEADY) * away + np.float32(1 - STEADY) * (sharp * along).sum(0))
+            along = (self.head * (latent - given[-1])).sum(1, keepdims=True)
+            given.append(latent - np.float32(1 - STEADY) * (self.head * along).sum(0))
         return np.stack(given[1:])
 
     def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:

@@ -152,8 +152,8 @@ def runtime_arrays(
     portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
     bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
     deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate. lips
-    (2, D) and lids (2, D): how the lips' opening and width and the lids' opening follow from the normalised
-    latent, made orthonormal."""
+    (2, D), lids (2, D) and head (6, D): how the lips' opening and width, the lids' opening and the pose follow
+    from the normalised latent, made orthonormal."""
     latent = corpus.latents.shape[1]
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
@@ -168,12 +168,14 @@ def runtime_arrays(
     penalty[-1, -1] = 1e-6
     mean = np.eye(corpus.latents.shape[1] + 1, corpus.latents.shape[1], dtype=np.float32)
     mean[POSE:, POSE:] = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
-    watched = np.linalg.qr(care[:, latent : latent + 4])[0].T
+    # the head's directions are the first numbers, but for what of them moves lips or lids
+    watched = np.linalg.qr(np.concatenate([care[:, latent : latent + 4], np.eye(latent, POSE)], 1))[0].T
     return {
         "runtime.mean_from_portrait": mean,
         "runtime.deviation": np.sqrt(np.mean(np.square(deviations), 0)).astype(np.float32),
         "runtime.lips": np.ascontiguousarray(watched[:2], np.float32),
-        "runtime.lids": np.ascontiguousarray(watched[2:], np.float32),
+        "runtime.lids": np.ascontiguousarray(watched[2:4], np.float32),
+        "runtime.head": np.ascontiguousarray(watched[4:], np.float32),
         "runtime.swing": normaliser["within"].astype(np.float32),
         **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
     }
@@ -258,12 +260,13 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     its own statistics, and what each number lacks of their deviation becomes a factor, between 1 (less would take the
     lips' swing away, too) and 2.2 (more makes jitter of it)."""
     model = Model.load(directory)
-    chosen = spread_clips(corpus.split("train", ("clean", "research")), clips)
+    every = corpus.split("train", ("clean", "research"))
+    chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(clips, len(every))).astype(int)]
     asked, got = [], []
     for number, clip in enumerate(chosen):
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
-        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips", "lids"))
+        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips", "lids", "head"))
         goal = Statistics(z.mean(0), z.std(0))
         generator = MotionGenerator(model.velocity, model.listen, model.window, *scales, goal, z[0], number, OFFLINE)
         got.append(generator.push(speech)[: len(z)].std(0))
@@ -271,15 +274,6 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     factor = np.sum(asked, 0) / np.sum(got, 0)
     print("swing: " + " ".join(f"{value:.2f}" for value in factor), flush=True)
     return (model.arrays["within"] * np.clip(factor, 1.0, 2.2)).astype(np.float32)
-
-
-def spread_clips(clips: list[dict], count: int) -> list[dict]:
-    """`count` clips evenly over each source's share of the list, the sources taking turns."""
-    by_source: dict[str, list[dict]] = {}
-    for clip in clips:
-        by_source.setdefault(clip["source"], []).append(clip)
-    each = max(1, count // len(by_source))
-    return [own[i] for own in by_source.values() for i in np.linspace(0, len(own) - 1, min(each, len(own))).astype(int)]
 
 
 def write_array(directory: Path, name: str, value: np.ndarray) -> None:
