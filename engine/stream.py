@@ -64,11 +64,11 @@ class Latency:
         return (delay(self.pace) + self.cushion) / SAMPLE_RATE + self.margin
 
 
-#: interactive 250 ms, balanced 430 ms, quality 730 ms from voice to frame. The shorter a hop, the fewer steps and the
-#: less guidance it takes (docs/experiments.md): more of both makes heads shake and lips follow no better.
+#: interactive 260 ms, balanced 450 ms, quality 730 ms from voice to frame at most. The shorter a hop, the fewer steps
+#: and the less guidance it takes (docs/experiments.md): more of both makes heads shake and lips follow no better.
 LATENCIES = {
-    "interactive": Latency(Pace(2, 1, 2, guidance=2.0, temperature=0.4), 320, 0.03),
-    "balanced": Latency(Pace(4, 3, 3, guidance=2.25, temperature=0.4), 480, 0.04),
+    "interactive": Latency(Pace(2, 1, 2, guidance=2.0, temperature=0.4), 320, 0.04),
+    "balanced": Latency(Pace(4, 3, 3, guidance=2.25, temperature=0.4), 480, 0.06),
     "quality": Latency(Pace(8, 6, 6, guidance=2.5, temperature=0.4), 640, 0.05),
 }
 

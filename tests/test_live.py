@@ -716,7 +716,7 @@ def test_a_recording_of_so_many_seconds(tmp_path):
     frames, loudest = length(tmp_path / "a.mp4")
     assert 0.5 * FPS < frames <= 1.5 * FPS
     assert loudest > 0.05
-    assert b"ada is live; voice: file; shown: a.mp4; 0.43 s from voice to frame" in shown
+    assert b"ada is live; voice: file; shown: a.mp4; 0.45 s from voice to frame" in shown
     assert b"ended after" in shown
     assert b"Traceback" not in shown
 
