@@ -155,7 +155,7 @@ def test_voice_is_shown_when_it_was_promised(latency, step):
 
 def test_the_stated_latencies_hold():
     told = {name: round(latency.seconds * 1000) for name, latency in LATENCIES.items()}
-    assert told == {"interactive": 250, "balanced": 430, "quality": 730}
+    assert told == {"interactive": 260, "balanced": 450, "quality": 730}
 
 
 def test_idle_moves_without_voice_and_speech_joins_without_a_jump():
