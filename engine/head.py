@@ -53,11 +53,8 @@ class Head:
         prepared = model.prepare(portrait)
         self._renderer = model.renderer(prepared, size)
         self._features = LogMel()
-        self._motion = MotionGenerator(
-            model.velocity, model.listen, model.window,
-            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")),
-            statistics(model, prepared.latent, style or Style()), prepared.latent, seed, pace or OFFLINE,
-        )  # fmt: skip
+        goal = statistics(model, prepared.latent, style or Style())
+        self._motion = MotionGenerator.of(model, goal, prepared.latent, seed, pace or OFFLINE)
         self._timeline = Timeline(fps)
         self._samples = 0
         self._given = 0

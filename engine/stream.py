@@ -209,11 +209,7 @@ class StreamCore:
         self._portrait, self._style = portrait, style or Style()
         self._goal = statistics(model, portrait.latent, self._style)
         self._features = LogMel()
-        self._motion = MotionGenerator(
-            model.velocity, model.listen, model.window,
-            *(model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")),
-            self._goal, portrait.latent, self.settings.seed, self.settings.pace,
-        )  # fmt: skip
+        self._motion = MotionGenerator.of(model, self._goal, portrait.latent, self.settings.seed, self.settings.pace)
         # at a few frames a second the sound of one frame is longer than the model's delay
         self._delay = max(delay(self.settings.pace), SAMPLE_RATE // self.settings.fps + 1 + LATENT_HOP)
         self._waiting = Fifo()

@@ -8,6 +8,7 @@ offline and streaming give the same latents.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,19 @@ class MotionGenerator:
     seed: int = 0
     pace: Pace = field(default_factory=Pace)
     state: MotionState = field(init=False)
+
+    @classmethod
+    def of(
+        cls, model: Any, statistics: Statistics, first: np.ndarray, seed: int, pace: Pace,
+        swing: np.ndarray | None = None,
+    ) -> "MotionGenerator":  # fmt: skip
+        """That of an engine.model.Model, or of what has its `velocity`, `listen`, `window` and `arrays`. swing: another
+        than the model's."""
+        known = {name: model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")}
+        if swing is not None:
+            known["swing"] = swing
+        aim = {"statistics": statistics, "first": first, "seed": seed, "pace": pace}
+        return cls(model.velocity, model.listen, model.window, **known, **aim)
 
     def __post_init__(self) -> None:
         pace = self.pace

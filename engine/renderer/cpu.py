@@ -265,7 +265,8 @@ class CpuRenderer:
             borderMode=cv2.BORDER_CONSTANT, borderValue=0,
         )  # fmt: skip
         opacity = cv2.extractChannel(carried, 3)
-        carried /= np.maximum(opacity, 1)[..., None]  # the colours, that is; as network.Motion.trace
+        # the colours, that is; as network.Motion.trace
+        cv2.divide(carried, cv2.merge([cv2.max(opacity, 1.0)] * 4), dst=carried)
         kept = 1 - np.maximum(0.1 * opacity, np.minimum(opacity, 1.0))  # as network.opacity
         y0, x0, y1, x1 = (edge * self.size // CANVAS for edge in (top, left, bottom, right))
         size = (x1 - x0, y1 - y0)

@@ -266,9 +266,8 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     for number, clip in enumerate(chosen):
         z = corpus.latents_of(clip)
         speech = LogMel().push(np.pad(corpus.audio_of(clip), (0, 20 * LATENT_HOP)))
-        scales = (model.arrays[name] for name in ("centre", "total", "within", "within", "lips", "lids", "head"))
         goal = Statistics(z.mean(0), z.std(0))
-        generator = MotionGenerator(model.velocity, model.listen, model.window, *scales, goal, z[0], number, OFFLINE)
+        generator = MotionGenerator.of(model, goal, z[0], number, OFFLINE, swing=model.arrays["within"])
         got.append(generator.push(speech)[: len(z)].std(0))
         asked.append(z.std(0))
     factor = np.sum(asked, 0) / np.sum(got, 0)
