@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
 from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.network import Renderer  # noqa: E402
-from engine.training import distil, encoder, export, stage1, stage2, teacher  # noqa: E402
+from engine.training import distil, encoder, espeak, export, readings, stage1, stage2, teacher  # noqa: E402
 from engine.training.batches import EYE_OUTLINES, Augmentation, Cache, Sampler, closed_lids, collate, keypoints_of  # noqa: E402
 from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
+from engine.training.phonemes import VOICES  # noqa: E402
 from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
 
 LATENT = POSE + stage1.EXPRESSIONS
@@ -242,10 +244,12 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
     assert not torch.equal(first.frames, sampler.batch(3, 5, 8).frames)
     assert not torch.equal(first.frames, sampler.batch(3, 6, 7).frames)
     shapes = {name: tuple(value.shape) for name, value in vars(first).items()}
+    stills = int((first.real == 0).sum())
     assert shapes == {
         "frames": (3, 4, 3, SIZE, SIZE), "landmarks": (3, 4, LANDMARKS, 2), "latents": (3, 4, LATENT),
         "mouth": (3, 4), "eyes": (3, 4), "target_mouth": (3, 3, 4), "target_eyes": (3, 3, 4), "inside": (3, 3, 72, 72),
         "lids": (3, 3, 36, 72), "matte": (3, 1, MATTE, MATTE), "real": (3,),
+        "driver": (stills, 4, 3, SIZE, SIZE), "driver_mouth": (stills, 4), "driver_eyes": (stills, 4),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
 
@@ -312,6 +316,22 @@ def test_a_still_borrows_motion_and_only_landmarks_judge_it(cache, modes):
         terms = stage1.losses(Renderer(), batch, torch.tensor([False]), None)
     assert {name for name, value in terms.items() if value == 0} >= {"picture", "mouth", "eyes", "mouth_gradient"}
     assert terms["landmarks"] > 0
+
+
+def test_a_still_is_driven_by_what_the_encoder_sees_of_another(cache, modes):
+    clips = cache.split("train")
+    still = next(clip for clip in clips if clip["source"] == "portraits")
+    batch = collate([Sampler(cache, modes, clips, 3).draw(still, np.random.default_rng(0))])
+    resting = replace(batch, driver=batch.driver[:, :1].expand_as(batch.driver))
+    torch.manual_seed(0)
+    model = Renderer()
+    with torch.no_grad():
+        moved, rested, again = (
+            stage1.losses(model, b, torch.tensor([False]), None, train_encoder=False)["landmarks"]
+            for b in (batch, resting, batch)
+        )
+    assert moved == again
+    assert moved != rested  # the driver's frames are what moves it
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path):
@@ -577,6 +597,60 @@ def test_the_loss_sees_only_what_is_new(latents_folder):
     assert loss(lambda mixed, *_: torch.zeros_like(mixed)) > 0.5
 
 
+def test_lips_of_a_reading_close_where_they_must():
+    asked = np.array([1, 1, 0, 0, 1, 0.3, 1, 1, 0, 1, 1.0])
+    given = readings.lips(asked)
+    assert given.shape == asked.shape
+    assert (given[asked == 0] <= readings.COARTICULATION + 1e-6).all()
+    assert 0.6 < given[0] < 1.01
+    assert given[1] < 1  # on their way already
+    words = [readings.nonsense(np.random.default_rng(seed)) for seed in range(20)]
+    assert len(set(words)) == 20
+    assert words == [readings.nonsense(np.random.default_rng(seed)) for seed in range(20)]
+    assert sum(text.count(letter) for text in words for letter in "pbm") > 100
+
+
+def test_readings_are_read_alike_by_voices_that_judge_nothing():
+    if espeak.library_file() is None:
+        pytest.skip("espeak-ng is not installed (Debian: espeak-ng)")
+    first, again = (list(readings.read(3, 5)) for _ in range(2))
+    for one, two in zip(first, again, strict=True):
+        assert np.array_equal(one.samples, two.samples)
+        assert len(one.opening) == len(one.samples) // LATENT_HOP
+        assert 0 <= one.opening.min() < 0.2 < 0.6 < one.opening.max() <= 1
+    judges = {voice.language for voice in VOICES} | {voice.name for voice in VOICES}
+    assert not judges & set(readings.LANGUAGES)
+
+
+def test_windows_that_were_read_have_the_readings_lips(latents_folder, monkeypatch):
+    monkeypatch.setattr(stage2, "READ_SHARE", 0.5)
+    monkeypatch.setattr(stage2, "SPEEDS", (1.0, 1.0))
+    plain, care = window_sampler(latents_folder), np.load(latents_folder / "care.npy")
+    opening = np.tile([0, 0, 1, 1, 1], 12).astype(np.float32)
+    sound = np.repeat(0.01 + opening, LATENT_HOP) * np.random.default_rng(0).standard_normal(60 * LATENT_HOP)
+    known = [readings.Reading(sound.astype(np.float32), opening)]
+    sampler = stage2.WindowSampler(plain.corpus, plain.clips, plain.normaliser, plain.shape, known, care)
+    assert (sampler.batch(8, 0, 0, augmented=False).read == 0).all()
+    batch = sampler.batch(16, 0, 0)
+    assert 3 < batch.read.sum() < 13
+    for latents, present, features, read in zip(batch.latents, batch.present, batch.features, batch.read, strict=True):
+        lips = (latents.numpy() @ care[:, LATENT])[present.numpy() > 0]
+        loud = features.mean(1).view(-1, 2).mean(1).numpy()[present.numpy() > 0]
+        if read and len(lips) > 12:
+            assert np.corrcoef(lips, loud)[0, 1] > 0.8  # the sound is loud where they are open
+    # only the lips' opening is learned from them
+    batch = replace(batch, read=torch.ones(16))
+    blind = torch.from_numpy(care.copy())
+    blind[:, LATENT] = 0
+
+    def loss(care: torch.Tensor) -> float:
+        generator, speech = torch.Generator().manual_seed(0), torch.zeros(16, 32, 256)
+        with torch.autocast("cpu", enabled=False):
+            return float(stage2.flow_loss(lambda mixed, *_: 0 * mixed, batch, speech, generator, care))
+
+    assert loss(blind) == 0 < loss(torch.from_numpy(care))
+
+
 def speech_run(folder: Path) -> Path:
     """A run folder of a student that has learned nothing."""
     run = folder / "speech"
@@ -797,8 +871,11 @@ def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, late
         pose = np.degrees(modes.latents(cache.landmarks_of(entry))[:, :3] * POSE_UNIT[:3])
         at = [i for i in entry["frames_at"] if i < clip["count"]]
         latents[[clip["start"] + i for i in at]] = pose[: len(at)] @ true + 3
-    known = export.pose_directions(stage2.Corpus(latents, corpus.audio, corpus.clips), cache_folder)
-    assert np.abs(known - true).max() < 0.005
+    poses = export.Poses.of(stage2.Corpus(latents, corpus.audio, corpus.clips), cache_folder)
+    assert np.abs(poses.degrees - true).max() < 0.005
+    turned = modes.latents(cache.landmarks_of(cache.clips[0]))[:, :3]
+    told = np.degrees(turned * POSE_UNIT[:3]) @ true @ poses.reading[:, :3]
+    assert np.abs((told - told.mean(0)) - (turned - turned.mean(0))).max() < 0.1 * np.ptp(turned, 0).max()
 
 
 # --- the adversary, and clips aligned in time

@@ -19,6 +19,9 @@ CANVAS = 256
 #: portrait three times as fine 81 %, at the same cost a frame. Odd, so that every pixel has one of its own and a
 #: portrait at rest is shown exactly.
 FINER = 3
+#: And what picking still takes is given back beforehand to the places between pixels: this much of what a Gaussian of
+#: CRISP_BLUR pixels would blur. About nine tenths stay.
+CRISP, CRISP_BLUR = 0.17, 0.7
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,12 @@ def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
     if len(matte) != size:
         matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
     plain = part(pixels, matte)
-    return Layers(cv2.resize(plain.front, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4), plain.back)
+    colours = plain.front[..., :3]
+    crisp = plain.front.copy()
+    crisp[..., :3] = cv2.addWeighted(colours, 1 + CRISP, cv2.GaussianBlur(colours, (0, 0), CRISP_BLUR), -CRISP, 0)
+    fine = cv2.resize(crisp, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
+    fine[FINER // 2 :: FINER, FINER // 2 :: FINER] = plain.front
+    return Layers(fine, plain.back)
 
 
 def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:

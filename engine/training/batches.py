@@ -86,7 +86,8 @@ class Batch:
     target_mouth and target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips,
     over the mouth window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over
     the eyes window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the
-    targets are made up from a still, so that only landmarks can judge."""
+    targets are made up from a still, so that only landmarks can judge. driver (S, 1 + T, 3, 256, 256), driver_mouth and
+    driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow."""
 
     frames: Tensor
     landmarks: Tensor
@@ -99,6 +100,9 @@ class Batch:
     lids: Tensor
     matte: Tensor
     real: Tensor
+    driver: Tensor
+    driver_mouth: Tensor
+    driver_eyes: Tensor
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,10 @@ class Sampler:
         still = clip["count"] == 1
         if still:
             donor = next(c for c in (self.clips[i] for i in rng.permutation(len(self.clips))) if c["count"] > 4)
-            motion = self.cache.landmarks_of(donor)
-            landmarks = self._borrow(landmarks[0], motion[rng.integers(len(motion), size=1 + self.targets)])
+            taken = rng.integers(donor["count"], size=1 + self.targets)
+            motion = self.cache.landmarks_of(donor)[taken]
+            driver = [self.cache.frames[donor["start"] + i] for i in taken]
+            landmarks = self._borrow(landmarks[0], motion)
             at = np.zeros(1, int)
         else:
             at = rng.permutation(clip["count"])
@@ -236,6 +242,8 @@ class Sampler:
             change = Augmentation.draw(rng)
             landmarks = change.landmarks(landmarks, self.modes.mirror)
             frames, matte = [change.frame(frame) for frame in frames], change.place(matte)
+            if still:
+                driver, motion = [change.frame(frame) for frame in driver], change.landmarks(motion, self.modes.mirror)
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)
         latents[:, POSE:] -= latents[:, POSE:].mean(0)
@@ -246,7 +254,12 @@ class Sampler:
         eyes = _of_first_size(np.stack([eyes_box(points) for points in keypoints]))
         mouth[0, :2] += jitter[0]  # at run time another detector places the boxes
         eyes[0, :2] += jitter[1]
-        return {
+        borrowed = {}
+        if still:
+            donated = keypoints_of(motion[0])
+            boxes = {"driver_mouth": mouth_box(donated), "driver_eyes": eyes_box(donated)}
+            borrowed = {"driver": np.stack(driver)} | boxes
+        return borrowed | {
             "frames": np.stack(frames * (1 + self.targets) if still else frames),
             "landmarks": landmarks[..., :2],
             "latents": latents,
@@ -278,8 +291,16 @@ def collate(parts: list[dict]) -> Batch:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([part[name] for part in parts])).float()
 
-    frames = torch.from_numpy(np.stack([part["frames"] for part in parts])).permute(0, 1, 4, 2, 3).float() / 255
+    def pictures(frames: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
+
+    frames = pictures([part["frames"] for part in parts])
     mouth, eyes = stack("mouth"), stack("eyes")
+    stills = [part for part in parts if "driver" in part]
+
+    def boxes(name: str) -> Tensor:
+        return torch.from_numpy(np.array([part[name] for part in stills], np.float32).reshape(-1, 4))
+
     return Batch(
         frames=frames,
         landmarks=stack("landmarks"),
@@ -292,4 +313,7 @@ def collate(parts: list[dict]) -> Batch:
         lids=stack("lids"),
         matte=stack("matte") / 255,
         real=torch.tensor([part["real"] for part in parts]),
+        driver=pictures([part["driver"] for part in stills]) if stills else frames[:0],
+        driver_mouth=boxes("driver_mouth"),
+        driver_eyes=boxes("driver_eyes"),
     )

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -143,17 +143,70 @@ def point_into_safetensors(path: Path, weights: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+@dataclass(frozen=True)
+class Poses:
+    """How latents and poses change together within clips. latents (N, D) and poses (N, 6), in units of POSE_UNIT, each
+    less its clip's mean."""
+
+    latents: np.ndarray
+    poses: np.ndarray
+
+    @classmethod
+    def of(cls, corpus: Corpus, cache: Path) -> "Poses":
+        """Of the training clips, at the frames whose landmarks a cache has."""
+        from engine.training.batches import Cache
+        from engine.training.stage1 import load_modes
+
+        opened = Cache.open(cache)
+        modes = load_modes(opened, cache)
+        known = {clip["path"]: clip for clip in opened.clips}
+        latents, poses = [], []
+        for clip in corpus.split("train", ("clean", "research")):
+            entry = known[clip["path"]]
+            if abs(float(entry["fps"]) - LATENT_RATE) > 0.1:
+                continue  # its latents are not those of its frames
+            at = np.array(entry["frames_at"])
+            at = at[at < clip["count"]]
+            z, pose = corpus.latents_of(clip)[at], modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :POSE]
+            latents.append(z - z.mean(0))
+            poses.append(pose - pose.mean(0))
+        return cls(np.concatenate(latents), np.concatenate(poses))
+
+    @property
+    def directions(self) -> np.ndarray:
+        """(6, D): how the latent changes with each number of the pose, by ridge regression."""
+        return np.linalg.solve(
+            self.poses.T @ self.poses + np.eye(POSE) * 1e-4 * len(self.poses), self.poses.T @ self.latents
+        )
+
+    @property
+    def reading(self) -> np.ndarray:
+        """(D, 6): how the pose is read off a latent's change, by ridge regression."""
+        scale = self.latents.std(0) + 1e-6
+        x = self.latents / scale
+        weights = np.linalg.solve(x.T @ x + np.eye(len(scale)) * 1e-3 * len(x), x.T @ self.poses)
+        told = self.latents @ (weights / scale[:, None])
+        explained = 1 - (self.poses - told).var(0) / self.poses.var(0)
+        print("pose explained: " + " ".join(f"{value:.3f}" for value in explained), flush=True)
+        return weights / scale[:, None]
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """(3, D): how the latent changes with one degree of yaw, pitch and roll."""
+        return (self.directions[:3] / np.degrees(POSE_UNIT[:3])[:, None]).astype(np.float32)
+
+
 def runtime_arrays(
-    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], ridge: float = 1.0
+    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], poses: Poses, ridge: float = 1.0
 ) -> dict[str, np.ndarray]:
     """What the runtime must know of the latents besides the networks' weights.
 
     mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent, last row the offset, so that a
-    portrait's own look sets where its motion is centred. The head stays where it is (the first numbers, which the
-    bootstrap made the pose, pass through); expressions regress to those of people who speak (ridge regression).
+    portrait's own look sets where its motion is centred: expressions regress to those of people who speak (ridge
+    regression), and the head stays where it is in the portrait.
     deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate. lips
     (2, D), lids (2, D) and head (6, D): how the lips' opening and width, the lids' opening and the pose follow
-    from the normalised latent, made orthonormal."""
+    from the normalised latent, made orthonormal. degrees (3, D): see Poses."""
     latent = corpus.latents.shape[1]
     rows, goals, weights, deviations = [], [], [], []
     for clip in corpus.split("train", ("clean", "research")):
@@ -163,45 +216,26 @@ def runtime_arrays(
         goals.append(np.broadcast_to(z.mean(0), pick.shape))
         weights.append(np.full(len(pick), {"lrc_ar": 0.3}.get(clip["source"], 1.0)))
         deviations.append(z.std(0))
-    x, y, w = np.concatenate(rows)[:, POSE:], np.concatenate(goals)[:, POSE:], np.concatenate(weights)[:, None]
-    penalty = ridge * np.eye(x.shape[1])
+    x, y, w = np.concatenate(rows), np.concatenate(goals), np.concatenate(weights)[:, None]
+    penalty = ridge * np.eye(latent + 1)
     penalty[-1, -1] = 1e-6
-    mean = np.eye(corpus.latents.shape[1] + 1, corpus.latents.shape[1], dtype=np.float32)
-    mean[POSE:, POSE:] = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
-    # the head's directions are the first numbers, but for what of them moves lips or lids
-    watched = np.linalg.qr(np.concatenate([care[:, latent : latent + 4], np.eye(latent, POSE)], 1))[0].T
+    mean = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
+    reading, directions = poses.reading, poses.directions
+    kept = np.eye(latent + 1, latent) - mean  # what of the portrait's own latent the mean has not
+    mean += kept @ reading @ directions
+    # the head's directions, but for what of them moves lips or lids
+    turned = reading * normaliser["within"][:, None]
+    watched = np.linalg.qr(np.concatenate([care[:, latent : latent + 4], turned], 1))[0].T
     return {
-        "runtime.mean_from_portrait": mean,
+        "runtime.mean_from_portrait": mean.astype(np.float32),
         "runtime.deviation": np.sqrt(np.mean(np.square(deviations), 0)).astype(np.float32),
         "runtime.lips": np.ascontiguousarray(watched[:2], np.float32),
         "runtime.lids": np.ascontiguousarray(watched[2:4], np.float32),
         "runtime.head": np.ascontiguousarray(watched[4:], np.float32),
+        "runtime.degrees": poses.degrees,
         "runtime.swing": normaliser["within"].astype(np.float32),
         **{f"runtime.{name}": value.astype(np.float32) for name, value in normaliser.items()},
     }
-
-
-def pose_directions(corpus: Corpus, cache: Path) -> np.ndarray:
-    """(3, D): change of the mean latent for one degree of yaw, pitch and roll, by regression over clips."""
-    from engine.training.batches import Cache
-    from engine.training.stage1 import load_modes
-
-    opened = Cache.open(cache)
-    modes = load_modes(opened, cache)
-    known = {clip["path"]: clip for clip in opened.clips}
-    angles, changes = [], []
-    for clip in corpus.split("train", ("clean", "research")):
-        entry = known[clip["path"]]
-        if abs(float(entry["fps"]) - LATENT_RATE) > 0.1:
-            continue  # its latents are not those of its frames
-        at = np.array(entry["frames_at"])
-        at = at[at < clip["count"]]
-        z = corpus.latents_of(clip)[at]
-        pose = modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :3] * POSE_UNIT[:3]  # radians
-        angles.append(np.degrees(pose - pose.mean(0)))
-        changes.append(z - z.mean(0))
-    a, c = np.concatenate(angles), np.concatenate(changes)
-    return np.linalg.solve(a.T @ a + np.eye(3) * 1e-3 * len(a), a.T @ c).astype(np.float32)
 
 
 def export(
@@ -307,8 +341,7 @@ def run(args: argparse.Namespace) -> int:
     motion.load_state_dict(state["average"])
     with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
-    arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser)
-    arrays["runtime.degrees"] = pose_directions(corpus, args.cache)
+    arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     steps = torch.load(args.renderer / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
     export(renderer, speech, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))

@@ -42,6 +42,7 @@ class Schedule:
     start: int = 0  # a run that begins with trained weights begins where the bootstrap has let go of the latents
     teacher_until: float = 0.1  # latents come from the motion modes before, and mix towards the encoder's until...
     encoder_from: float = 0.25  # ...here
+    latents_until: float = 0.35  # the modes say what the encoder's latents should be, less and less until here
     landmarks_until: float = 0.5  # the weight of all landmark terms falls to zero here
     freeze_encoder: float = 0.65  # from here on the latent stays as it is, so that stage 2 can start beside
     warmup: int = 100
@@ -56,6 +57,11 @@ class Schedule:
     def landmarks(self, step: int) -> float:
         along = step / self.bootstrap
         return float(np.clip((self.landmarks_until - along) / (self.landmarks_until - self.encoder_from), 0, 1))
+
+    def tied(self, step: int) -> float:
+        """How much the encoder's latents are held to the motion modes'."""
+        along = step / self.bootstrap
+        return float(np.clip((self.latents_until - along) / (self.latents_until - self.encoder_from), 0, 1))
 
     def frozen(self, step: int) -> bool:
         return step >= self.freeze_encoder * self.bootstrap
@@ -92,6 +98,13 @@ def encode(model: Renderer, frames: Tensor, mouth: Tensor, eyes: Tensor) -> Tens
     return model.encoder(halve(flat), mouths, eye).float().view(batch, times, -1)
 
 
+def shone(frames: Tensor) -> Tensor:
+    """frames (B, T, 3, S, S), each with a light and a tint of its own: no motion, and the encoder must not see any."""
+    gain = torch.exp(0.12 * torch.randn(*frames.shape[:2], 1, 1, 1, device=frames.device))
+    tint = torch.exp(0.04 * torch.randn(*frames.shape[:3], 1, 1, device=frames.device))
+    return (frames * (gain * tint)).clamp(max=1)
+
+
 def portrait_fields(model: Renderer, portrait: Tensor, mouth: Tensor, eyes: Tensor) -> Fields:
     """portrait (B, 3, 256, 256) and its boxes (B, 4) -> Fields."""
     return model.portrait(halve(portrait), crop(portrait, mouth, MOUTH, MOUTH), crop(portrait, eyes, *EYES))
@@ -117,6 +130,12 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean((1, 2, 3)) + (d[..., 1:] - d[..., :-1]).abs().mean((1, 2, 3))
 
 
+def welsch(off: Tensor, scale: float = 0.15) -> Tensor:
+    """Welsch's loss of colour differences (N, 3, H, W) -> (N, H, W), at most 0.2. Between the lips lie teeth, tongue or
+    darkness: their median, which L1 asks for, is the colour of lips, and looks closed. This asks for the likeliest."""
+    return 0.2 * (1 - torch.exp(-off.square().sum(1) / (2 * scale**2)))
+
+
 def _share(loss: Tensor, measure: Tensor, of: Tensor) -> Tensor:
     """The factor by which a loss pulls at `of` as strongly as another one does (Esser et al. 2021, equation 7)."""
     if not of.requires_grad:
@@ -127,7 +146,7 @@ def _share(loss: Tensor, measure: Tensor, of: Tensor) -> Tensor:
 
 def losses(
     model: Renderer, batch: Batch, teacher: Tensor, perceptual: Perceptual | None, train_encoder: bool = True,
-    discriminator: Discriminator | None = None,
+    discriminator: Discriminator | None = None, train_portrait: bool = True,
 ) -> dict[str, Tensor]:
     """All loss terms of a batch. teacher (B,) bool: clips whose latents come from the motion modes. The term
     "discriminator" is for its own optimiser."""
@@ -135,10 +154,15 @@ def losses(
     autocast = torch.autocast(batch.frames.device.type, torch.bfloat16)
     with autocast:
         with torch.set_grad_enabled(train_encoder):
-            encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
-        fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
-    known = teacher | (batch.real == 0)
-    latent = torch.where(known[:, None, None], batch.latents, encoded)
+            encoded = encode(model, shone(batch.frames) if train_encoder else batch.frames, batch.mouth, batch.eyes)
+            if len(batch.driver):  # a still moves from where it is as its driver moves
+                driven = encode(model, batch.driver, batch.driver_mouth, batch.driver_eyes)
+                stills = batch.real == 0
+                encoded = encoded.clone()
+                encoded[stills] = encoded[stills, :1] + driven - driven[:, :1]
+        with torch.set_grad_enabled(train_portrait):
+            fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
+    latent = torch.where(teacher[:, None, None], batch.latents, encoded)
     weights = model.coefficients(latent)
     motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], batch.mouth, batch.eyes)
 
@@ -168,6 +192,9 @@ def losses(
         if name == "eyes":  # a blink is rare and small, and decides whether a face lives
             lids = batch.lids.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
             out["lids"] = ((ours - true).abs().mean(1) * lids).sum() / lids.sum().clamp(min=50)
+        if name == "mouth":
+            between = batch.inside.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
+            out["cavity"] = (welsch(ours - true) * between).sum() / between.sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
@@ -211,6 +238,7 @@ WEIGHTS = {
     "eyes": 1.5,
     "eyes_gradient": 1.0,
     "lids": 0.5,
+    "cavity": 0.6,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
@@ -309,7 +337,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=int, default=0, help="step that a new run begins with (with --from: past a "
                         "quarter of the bootstrap, or latents come from landmarks again)")  # fmt: skip
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
-    parser.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
+    keep.add_argument("--keep-portrait", action="store_true", help="train encoder and coefficients alone: a third of a "
+                      "step's cost")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=12, help="clips a step")
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
@@ -367,8 +398,9 @@ def run(args: argparse.Namespace) -> int:
             judge = perceptual if step >= args.perceptual_from else None
             learns = not (args.keep_encoder or schedule.frozen(step))
             fought = adversary.model if step >= args.adversary_from else None
-            terms = losses(model, batch, teacher, judge, learns, fought)
+            terms = losses(model, batch, teacher, judge, learns, fought, not args.keep_portrait)
             weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
+            weights["latent"] *= schedule.tied(step)
             # the adversary must have learned something before it is listened to
             weights["adversary"] *= float(np.clip((step - args.adversary_from) / ADVERSARY_WARMUP, 0, 1))
             loss = sum(weights[name] * value for name, value in terms.items())

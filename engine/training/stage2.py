@@ -20,10 +20,14 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
+from engine.training import readings
 from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
+from engine.training.readings import Reading
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
 SPEEDS = (0.87, 1.14)
+#: How many of the windows are read by a synthesiser (if there are readings), and what their lips weigh in the loss.
+READ_SHARE, READ_WEIGHT = 0.2, 1.5
 #: Windows of each source are drawn by seconds of speech times this: few minutes of other languages and people must
 #: weigh against the many of one newsroom.
 SOURCE_WEIGHT = {"lrc_ar": 1.0, "grid": 0.8, "talkvid": 3.0, "vasa1": 3.0}
@@ -139,13 +143,41 @@ class Windows:
     features: Tensor
     statistics: Tensor
     prefix: Tensor  # (B,) length of the clean past, counted from the first present token
+    read: Tensor  # (B,) 1 where only the lips' opening is right: a synthesiser read it
+
+
+@dataclass(frozen=True)
+class Lips:
+    """How the lips' opening is read off normalised latents, reading (D,), and what else moves as they open: along (D,),
+    the change of the latents that goes with a unit of it in film."""
+
+    reading: np.ndarray
+    along: np.ndarray
+
+    @classmethod
+    def fit(cls, corpus: Corpus, clips: list[dict], normaliser: Normaliser, reading: np.ndarray) -> "Lips":
+        parts = [corpus.latents_of(clip) for clip in clips]
+        inside = np.concatenate([z - z.mean(0) for z in parts]) / normaliser.within
+        opening = inside @ reading
+        return cls(reading, (inside.T @ opening / (opening @ opening)).astype(np.float32))
+
+    def put(self, latents: np.ndarray, opening: np.ndarray) -> np.ndarray:
+        """Normalised latents (n, D), their lips made as open as (n,) says."""
+        return latents + (opening - latents @ self.reading)[:, None] * self.along
 
 
 class WindowSampler:
     """Draws windows; the same seed and step give the same batch."""
 
-    def __init__(self, corpus: Corpus, clips: list[dict], normaliser: Normaliser, shape: MotionShape):
+    def __init__(
+        self, corpus: Corpus, clips: list[dict], normaliser: Normaliser, shape: MotionShape,
+        readings: list[Reading] | None = None, care: np.ndarray | None = None,
+    ):  # fmt: skip
+        """readings: see readings.py; care (D, M): needed for them, to know what opens the lips."""
         self.corpus, self.clips, self.normaliser, self.shape = corpus, clips, normaliser, shape
+        self.readings, self.lips = readings or [], None
+        if self.readings:
+            self.lips = Lips.fit(corpus, clips, normaliser, care[:, shape.latent])
         weight = np.array([clip["count"] * SOURCE_WEIGHT.get(clip["source"], 1.0) for clip in clips])
         self.weight = weight / weight.sum()
         self.filters, self.window = torch.from_numpy(mel_filters()), torch.from_numpy(hann())
@@ -166,7 +198,8 @@ class WindowSampler:
             statistics[row] = self.normaliser.statistics(z.mean(0), z.std(0))
         features = log_mel(torch.from_numpy(audio), self.filters, self.window)
         latents, present, statistics = (torch.from_numpy(x) for x in (latents, present, statistics))
-        return Windows(latents, present, features, statistics, torch.zeros(len(clips), dtype=torch.int64))
+        none = torch.zeros(len(clips))
+        return Windows(latents, present, features, statistics, none.long(), none)
 
     def batch(self, size: int, seed: int, step: int, augmented: bool = True) -> Windows:
         rng = np.random.default_rng((seed, step))
@@ -175,9 +208,13 @@ class WindowSampler:
         present = np.zeros((size, length), np.float32)
         audio = np.zeros((size, WINDOW - HOP + length * LATENT_HOP), np.float32)
         statistics = np.zeros((size, 2 * self.shape.latent), np.float32)
+        read = np.zeros(size, np.float32)
         for row, pick in enumerate(rng.choice(len(self.clips), size, p=self.weight)):
             clip = self.clips[pick]
             z, sound = self.corpus.latents_of(clip), self.corpus.audio_of(clip)
+            if augmented and self.readings and rng.random() < READ_SHARE:
+                read[row] = 1
+                z, sound = self._read(z, self.readings[rng.integers(len(self.readings))], rng)
             if augmented:
                 if rng.random() < 0.6:
                     speed = float(rng.uniform(*SPEEDS))
@@ -208,7 +245,18 @@ class WindowSampler:
             features,
             torch.from_numpy(statistics),
             torch.from_numpy(np.maximum(prefix, 0).astype(np.int64)),
+            torch.from_numpy(read),
         )
+
+    def _read(self, z: np.ndarray, reading: Reading, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A clip's latents (n, D) with the lips of a reading, as wide as the clip's own, and the reading's sound."""
+        count = min(len(z), len(reading.opening))
+        first, then = rng.integers(len(z) - count + 1), rng.integers(len(reading.opening) - count + 1)
+        z, opening = z[first : first + count], reading.opening[then : then + count]
+        inside = (z - z.mean(0)) / self.normaliser.within
+        lips = (opening - opening.mean()) / max(float(opening.std()), 0.1) * (inside @ self.lips.reading).std()
+        inside = self.lips.put(inside, lips.astype(np.float32))
+        return inside * self.normaliser.within + z.mean(0), reading.samples[then * LATENT_HOP :][: count * LATENT_HOP]
 
 
 def flow_loss(
@@ -235,6 +283,9 @@ def flow_loss(
         velocity = model(mixed, level, past, present, speech, hears, batch.statistics, knows).float()
     new = (present * (1 - past))[..., None]
     error = (velocity - (noise - latents)) @ care
+    lips = torch.zeros(care.shape[1], device=device)
+    lips[care.shape[0]] = READ_WEIGHT  # the first of the watched distances, see latents.py
+    error = error * torch.where(batch.read[:, None, None] > 0, lips, torch.ones_like(lips))
     return (error.square() * new).sum() / (new.sum() * care.square().sum())
 
 
@@ -326,6 +377,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--tier", choices=("clean", "all"), default="all")
+    parser.add_argument("--readings", type=int, default=0, help="learn closures from so many texts, read by espeak-ng")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -337,8 +389,14 @@ def run(args: argparse.Namespace) -> int:
     clips = corpus.split("train", tiers)
     normaliser = Normaliser.fit(corpus, clips)
     shape = MotionShape(latent=corpus.latents.shape[1])
-    care = torch.from_numpy(np.load(args.latents / "care.npy")).to(args.device)
-    train = WindowSampler(corpus, clips, normaliser, shape)
+    weighing = np.load(args.latents / "care.npy")
+    care = torch.from_numpy(weighing).to(args.device)
+    spoken = []
+    for reading in readings.read(args.readings, args.seed):
+        spoken.append(reading)
+        if len(spoken) % 100 == 0:
+            print(f"{len(spoken)}/{args.readings} texts read", flush=True)
+    train = WindowSampler(corpus, clips, normaliser, shape, spoken, weighing)
     held = WindowSampler(corpus, corpus.split("val", ("clean", "research")), normaliser, shape)
     encoder = load_speech(args.speech, shape).to(args.device)
     torch.manual_seed(args.seed)
