@@ -26,7 +26,7 @@ from engine.renderer.network import Renderer  # noqa: E402
 from engine.training import distil, encoder, espeak, export, readings, stage1, stage2, teacher  # noqa: E402
 from engine.training.batches import EYE_OUTLINES, Augmentation, Cache, Sampler, closed_lids, collate, keypoints_of  # noqa: E402
 from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
-from engine.training.phonemes import VOICES  # noqa: E402
+from engine.training.phonemes import VOICES, Voice, synthesise  # noqa: E402
 from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
 
 LATENT = POSE + stage1.EXPRESSIONS
@@ -618,6 +618,9 @@ def test_readings_are_read_alike_by_voices_that_judge_nothing():
         assert np.array_equal(one.samples, two.samples)
         assert len(one.opening) == len(one.samples) // LATENT_HOP
         assert 0 <= one.opening.min() < 0.2 < 0.6 < one.opening.max() <= 1
+    names = [f"{language}+m1" for language in readings.LANGUAGES] + [f"it+{speaker}" for speaker in readings.SPEAKERS]
+    for name in names:
+        assert len(synthesise(Voice("espeak-ng", name, name), "Bama.").phonemes) > 3, name
     judges = {voice.language for voice in VOICES} | {voice.name for voice in VOICES}
     assert not judges & set(readings.LANGUAGES)
 

@@ -16,7 +16,7 @@ from engine.motion.timing import LATENT_RATE
 from engine.training.phonemes import VOICES, Voice, expected_opening, synthesise
 
 #: Languages that read Latin letters, each in their own way.
-LANGUAGES = ("fr-fr", "it", "pt-br", "nl", "pl", "tr", "sv", "ro", "id", "sw", "fi", "hu", "cs", "en-gb-scotland", "hr")
+LANGUAGES = ("fr-be", "it", "pt-br", "nl", "pl", "tr", "sv", "ro", "id", "sw", "fi", "hu", "cs", "en-gb-scotland", "hr")
 #: espeak-ng's variants: other speakers of any language.
 SPEAKERS = ("m1", "m2", "m4", "m5", "m6", "m7", "f1", "f2", "f5")
 ONSETS = (*"pbmpbmfvtdkgsznlrj", "st", "pl", "br", "tr", "")
