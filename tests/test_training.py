@@ -837,6 +837,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
 
     monkeypatch.setattr(export, "export", keep)
     monkeypatch.setattr(export, "calibrate", lambda *_: normaliser.within)
+    monkeypatch.setattr(export, "widen", lambda *_: 2 * normaliser.within)
     written = {}
     monkeypatch.setattr(export, "write_array", lambda _, name, value: written.update({name: value}))
     parser = argparse.ArgumentParser()
@@ -848,7 +849,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
     for name, model in (("renderer", renderer), ("motion", motion)):
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
-    assert np.array_equal(written["runtime.swing"], normaliser.within)
+    assert np.array_equal(written["runtime.swing"], 2 * normaliser.within)
     arrays = given["arrays"]
     assert set(arrays) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values())

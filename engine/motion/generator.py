@@ -37,14 +37,14 @@ class Pace:
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
-OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=2.5, temperature=0.4)
+OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=1.75, temperature=0.4)
 
 
 #: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
 BLINK = 1.6
 #: Of the way to where the sampler says, the head goes so much in a latent's 40 ms; the face goes all of it. Each hop is
 #: sampled anew, and a head has more mass than that.
-STEADY = 0.5
+STEADY = 0.35
 
 
 @dataclass(frozen=True)
