@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001 (letters of the phonetic alphabet look like others)
 """Speech whose phonemes are known: sentences read by flite and espeak-ng, and how open a mouth should be for each.
 
-Both say themselves when each phoneme begins. None of VOICES and their languages is in the training data; other voices
-of espeak-ng may be, see readings.py.
+Both say themselves when each phoneme begins. None of VOICES is in the training data; other voices of espeak-ng may be,
+see readings.py.
 """
 
 import shutil

@@ -2,8 +2,8 @@
 
 An hour of film says p, b and m a few thousand times, a little out of step with its own sound, and the average of such
 closures is a mouth half open. A synthesiser says when each phoneme begins, in any voice. Only the opening of the lips
-is learned from it; all else is film. The voices and languages on which `ifmdm evaluate --voices` judges closures are
-not read here, and neither is a sentence of any language.
+is learned from it; all else is film. No voice by which `ifmdm evaluate --voices` judges closures is read
+here, nor German nor Spanish, nor a sentence of any language; of English, the Scottish reading of nonsense is.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.features import LATENT_HOP
 from engine.motion.timing import LATENT_RATE
 from engine.training.phonemes import VOICES, Voice, expected_opening, synthesise
 
@@ -60,7 +61,7 @@ def read(count: int, seed: int) -> Iterator[Reading]:
         voice = Voice("espeak-ng", f"{language}+{speaker}", language)
         assert voice.name not in {judge.name for judge in VOICES}
         said = synthesise(voice, nonsense(rng))
-        frames = len(said.samples) * LATENT_RATE // 16_000
+        frames = len(said.samples) // LATENT_HOP
         return Reading(said.samples, lips(expected_opening(said.phonemes, frames, LATENT_RATE)))
 
     with ThreadPoolExecutor(2) as pool:

@@ -51,17 +51,18 @@ class Schedule:
 
     def teacher(self, step: int) -> float:
         """Share of clips whose latents come from the motion modes."""
-        along = step / self.bootstrap
-        return float(np.clip((self.encoder_from - along) / (self.encoder_from - self.teacher_until), 0, 1))
+        return self._fading(step, self.teacher_until, self.encoder_from)
 
     def landmarks(self, step: int) -> float:
-        along = step / self.bootstrap
-        return float(np.clip((self.landmarks_until - along) / (self.landmarks_until - self.encoder_from), 0, 1))
+        return self._fading(step, self.encoder_from, self.landmarks_until)
 
     def tied(self, step: int) -> float:
         """How much the encoder's latents are held to the motion modes'."""
-        along = step / self.bootstrap
-        return float(np.clip((self.latents_until - along) / (self.latents_until - self.encoder_from), 0, 1))
+        return self._fading(step, self.encoder_from, self.latents_until)
+
+    def _fading(self, step: int, since: float, until: float) -> float:
+        """1 until a share of the bootstrap has passed, 0 from another one on, and falling between."""
+        return float(np.clip((until - step / self.bootstrap) / (until - since), 0, 1))
 
     def frozen(self, step: int) -> bool:
         return step >= self.freeze_encoder * self.bootstrap
@@ -339,8 +340,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", type=int, help="length of the bootstrap's schedule, if not that of the run")
     keep = parser.add_mutually_exclusive_group()
     keep.add_argument("--keep-encoder", action="store_true", help="train portrait and coefficients alone")
-    keep.add_argument("--keep-portrait", action="store_true", help="train encoder and coefficients alone: a third of a "
-                      "step's cost")  # fmt: skip
+    keep.add_argument("--keep-portrait", action="store_true", help="train encoder and coefficients alone: two thirds "
+                      "of a step's cost")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=12, help="clips a step")
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
