@@ -17,21 +17,24 @@ from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.training.held_out import held_out
 from engine.training.modes import POSE, STABLE, Modes, rigid_fit
+from engine.training.painting import brightness, lids_down, mouth_inside
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
-    "lrc_ar": 0.42,
+    "lrc_ar": 0.36,
     "grid": 0.12,
     "talkvid": 0.2,
     "vasa1": 0.12,
     "liveportrait": 0.06,
-    "portraits": 0.08,
+    "portraits": 0.14,
 }
 
 
 #: Side of the raster on which the mouth window is judged.
 MOUTH_RASTER = 72
+#: Lips further apart than this share of the mouth's width show what is between them.
+PARTED = 0.06
 #: The inner outline of the lips, in order.
 INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
 
@@ -87,7 +90,9 @@ class Batch:
     over the mouth window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over
     the eyes window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the
     targets are made up from a still, so that only landmarks can judge. driver (S, 1 + T, 3, 256, 256), driver_mouth and
-    driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow."""
+    driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow.
+    painted_inside (S, T, 3, 72, 72) and painted_lids (S, T, 3, 36, 72): what they would show between the lips and where
+    lids come down (see painting.py); parted (S,): 1 where the still itself shows the inside of its mouth."""
 
     frames: Tensor
     landmarks: Tensor
@@ -103,6 +108,9 @@ class Batch:
     driver: Tensor
     driver_mouth: Tensor
     driver_eyes: Tensor
+    painted_inside: Tensor
+    painted_lids: Tensor
+    parted: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,13 @@ def _extremes_first(at: np.ndarray, landmarks: np.ndarray, rng: np.random.Genera
     return np.array(first + [frame for frame in at if frame not in first])
 
 
+def lip_gap(landmarks: np.ndarray) -> np.ndarray:
+    """(..., 478, 2+) landmarks -> how far apart the lips are inside, in widths of the mouth."""
+    upper, lower, left, right = (landmarks[..., i, :2] for i in (13, 14, 78, 308))
+    across = np.linalg.norm(right - left, axis=-1)
+    return np.linalg.norm(lower - upper, axis=-1) / np.maximum(across, 1e-6)
+
+
 def between_lips(landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
     """(478, 2+) landmarks and a mouth window (4,) -> mask (72, 72) uint8 of what lies between the lips."""
     mask = np.zeros((MOUTH_RASTER, MOUTH_RASTER), np.uint8)
@@ -197,6 +212,26 @@ def _area(polygon: np.ndarray) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
+def _painted(
+    still: np.ndarray, landmarks: np.ndarray, carried: np.ndarray, mouth: np.ndarray, eyes: np.ndarray
+) -> dict[str, np.ndarray | float]:
+    """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, and its
+    windows (1 + T, 4) -> what is painted on it, see Batch."""
+    light = brightness(still, mouth[0])
+    return {
+        "painted_inside": np.stack(
+            [mouth_inside(p, box, light, MOUTH_RASTER) for p, box in zip(carried[1:], mouth[1:], strict=True)]
+        ),
+        "painted_lids": np.stack(
+            [
+                lids_down(landmarks[0], p, still, box, *EYES_RASTER)
+                for p, box in zip(landmarks[1:], eyes[1:], strict=True)
+            ]
+        ),
+        "parted": float(lip_gap(landmarks[0]) > PARTED),
+    }
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
@@ -225,10 +260,13 @@ class Sampler:
         still = clip["count"] == 1
         if still:
             donor = next(c for c in (self.clips[i] for i in rng.permutation(len(self.clips))) if c["count"] > 4)
+            motion = self.cache.landmarks_of(donor)
             taken = rng.integers(donor["count"], size=1 + self.targets)
-            motion = self.cache.landmarks_of(donor)[taken]
+            # where the donor's lips are as far apart as the still's: from there, they open and close as much
+            taken[0] = np.abs(lip_gap(motion) - lip_gap(landmarks)).argmin()
+            motion = motion[taken]
             driver = [self.cache.frames[donor["start"] + i] for i in taken]
-            landmarks = self._borrow(landmarks[0], motion)
+            landmarks, carried = self._borrow(landmarks[0], motion)
             at = np.zeros(1, int)
         else:
             at = rng.permutation(clip["count"])
@@ -244,6 +282,7 @@ class Sampler:
             frames, matte = [change.frame(frame) for frame in frames], change.place(matte)
             if still:
                 driver, motion = [change.frame(frame) for frame in driver], change.landmarks(motion, self.modes.mirror)
+                carried = change.landmarks(carried, self.modes.mirror)
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)
         latents[:, POSE:] -= latents[:, POSE:].mean(0)
@@ -258,7 +297,7 @@ class Sampler:
         if still:
             donated = keypoints_of(motion[0])
             boxes = {"driver_mouth": mouth_box(donated), "driver_eyes": eyes_box(donated)}
-            borrowed = {"driver": np.stack(driver)} | boxes
+            borrowed = {"driver": np.stack(driver)} | boxes | _painted(frames[0], landmarks, carried, mouth, eyes)
         return borrowed | {
             "frames": np.stack(frames * (1 + self.targets) if still else frames),
             "landmarks": landmarks[..., :2],
@@ -273,16 +312,19 @@ class Sampler:
             "real": 0.0 if still else 1.0,
         }
 
-    def _borrow(self, landmarks: np.ndarray, motion: np.ndarray) -> np.ndarray:
-        """Landmarks of a still and of a clip -> the still's landmarks moved as the clip moves from its first."""
+    def _borrow(self, landmarks: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of a still and of a clip -> the still's landmarks moved as the clip moves from its first, and
+        moved as its head alone moves."""
         canonical = self.modes.canonical[STABLE]
         s0, r0, t0 = (x[0] for x in rigid_fit(landmarks[None, STABLE], canonical))
         s, r, t = rigid_fit(motion[:, STABLE], canonical)
         head = (landmarks - t0) @ r0 / s0
         face = np.einsum("nmi,nij->nmj", motion - t[:, None], r) / s[:, None, None]
         rotation = np.einsum("nij,kj,kl->nil", r, r[0], r0)
-        moved = np.einsum("nmj,nij->nmi", head + face - face[0], rotation) * (s0 * s / s[0])[:, None, None]
-        return (moved + t0 + (t - t[0])[:, None]).astype(np.float32)
+        size, place = (s0 * s / s[0])[:, None, None], t0 + (t - t[0])[:, None]
+        moved = np.einsum("nmj,nij->nmi", head + face - face[0], rotation) * size + place
+        carried = np.einsum("mj,nij->nmi", head, rotation) * size + place
+        return moved.astype(np.float32), carried.astype(np.float32)
 
 
 def collate(parts: list[dict]) -> Batch:
@@ -295,11 +337,16 @@ def collate(parts: list[dict]) -> Batch:
         return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
 
     frames = pictures([part["frames"] for part in parts])
+    times = frames.shape[1] - 1
     mouth, eyes = stack("mouth"), stack("eyes")
     stills = [part for part in parts if "driver" in part]
 
     def boxes(name: str) -> Tensor:
         return torch.from_numpy(np.array([part[name] for part in stills], np.float32).reshape(-1, 4))
+
+    def painted(name: str, height: int, width: int) -> Tensor:
+        pictures = np.array([part[name] for part in stills], np.float32)
+        return torch.from_numpy(pictures.reshape(len(stills), times, height, width, 3)).permute(0, 1, 4, 2, 3)
 
     return Batch(
         frames=frames,
@@ -316,4 +363,7 @@ def collate(parts: list[dict]) -> Batch:
         driver=pictures([part["driver"] for part in stills]) if stills else frames[:0],
         driver_mouth=boxes("driver_mouth"),
         driver_eyes=boxes("driver_eyes"),
+        painted_inside=painted("painted_inside", MOUTH_RASTER, MOUTH_RASTER),
+        painted_lids=painted("painted_lids", *EYES_RASTER),
+        parted=torch.tensor([part["parted"] for part in stills]),
     )

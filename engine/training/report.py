@@ -45,8 +45,8 @@ DEFINITIONS = {
     "other_real": "the real mouth of that other clip against the real mouth of this one: what a perfect "
     "model would get with the other sound (sentences of one pattern look alike)",
     "spread": "root mean square distance from the mean over time; ratio: sum of made over sum of real. face: "
-    "all 468 landmarks (px); head: their rigid part (px); yaw, pitch, roll (degrees); mouth: opening; eyes: "
-    "aspect ratio",
+    "all 468 landmarks (px); head: their rigid part, against the background (px); yaw, pitch, roll (degrees); mouth: "
+    "opening; eyes: aspect ratio",
     "jitter": "root mean square second difference of the 468 landmarks, px/frame^2; ratio as for "
     "spread. The noise of the landmarks on real, compressed video is part of the real figure",
     "blinks_per_minute": "dips of the eye aspect ratio below 0.6 of the clip's open eye, at most half a "

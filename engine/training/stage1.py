@@ -10,7 +10,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -158,8 +158,7 @@ def losses(
             encoded = encode(model, shone(batch.frames) if train_encoder else batch.frames, batch.mouth, batch.eyes)
             if len(batch.driver):  # a still moves from where it is as its driver moves
                 driven = encode(model, batch.driver, batch.driver_mouth, batch.driver_eyes)
-                stills = batch.real == 0
-                encoded = encoded.clone()
+                encoded, stills = encoded.clone(), batch.real == 0
                 encoded[stills] = encoded[stills, :1] + driven - driven[:, :1]
         with torch.set_grad_enabled(train_portrait):
             fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
@@ -179,6 +178,7 @@ def losses(
     still = layers(small[:, 0], batch.matte)[torch.arange(size, device=targets.device).repeat_interleave(times)]
     picture = (render_layers(motion, still, points) - sample(small[:, 1:].flatten(0, 1), points)).abs().mean((1, 2))
 
+    stills = batch.real == 0
     out = {"picture": (picture * real).sum()}
     out["matte"] = F.binary_cross_entropy_with_logits(fields.matte, batch.matte)
     for name, boxes, height, width in (
@@ -196,6 +196,11 @@ def losses(
         if name == "mouth":
             between = batch.inside.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
             out["cavity"] = (welsch(ours - true) * between).sum() / between.sum().clamp(min=50)
+        # what stills would show there is painted
+        mask = batch.inside[stills] * (1 - batch.parted)[:, None, None, None] if name == "mouth" else batch.lids[stills]
+        painted = batch.painted_inside if name == "mouth" else batch.painted_lids
+        off = (ours.unflatten(0, (size, times))[stills] - painted).abs().mean(2)
+        out["painted_" + name] = (off * mask).sum() / mask.sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
@@ -240,6 +245,8 @@ WEIGHTS = {
     "eyes_gradient": 1.0,
     "lids": 0.5,
     "cavity": 0.6,
+    "painted_mouth": 0.6,
+    "painted_eyes": 0.2,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
@@ -367,15 +374,11 @@ def run(args: argparse.Namespace) -> int:
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
-    pictures = replace(train, stills=False)  # for when landmarks judge no more, and stills have nothing to say
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)
     perceptual = Perceptual().to(args.device) if args.perceptual_from < args.steps else None
     config = {"arguments": vars(args), "schedule": asdict(schedule), "shape": asdict(model.shape)}
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
-
-    def source(step: int) -> Sampler:
-        return train if schedule.landmarks(step) > 0 else pictures
 
     def check() -> None:
         judge = Renderer(model.shape).to(args.device)
@@ -384,10 +387,10 @@ def run(args: argparse.Namespace) -> int:
 
     started, totals, since = time.monotonic(), {}, 0
     with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
-        upcoming = ahead.submit(source(step).batch, args.batch, args.seed, step)
+        upcoming = ahead.submit(train.batch, args.batch, args.seed, step)
         while step < args.steps and time.monotonic() - started < args.minutes * 60:
             batch = upcoming.result()
-            upcoming = ahead.submit(source(step + 1).batch, args.batch, args.seed, step + 1)
+            upcoming = ahead.submit(train.batch, args.batch, args.seed, step + 1)
             batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
             torch.manual_seed(args.seed * 1_000_003 + step)
             if step > 0 and schedule.frozen(step) and not schedule.frozen(step - 1):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from engine.training import metrics, sheets
+from engine.training.camera import camera_path, steadied
 from engine.training.clips import RATE
 from engine.training.identity import SAME_PERSON
 from engine.training.landmarks import (
@@ -103,18 +104,20 @@ def resized(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def measure_motion(track: Track, reference: np.ndarray) -> dict:
-    """Spread and jitter in pixels at 256 x 256, angles in degrees, openings in their own units, blinks."""
+    """Spread and jitter in pixels at 256 x 256, angles in degrees, openings in their own units, blinks. The head is
+    measured against the background, so that a camera that pans is no head that moves."""
     angles, head = head_motion(track.points, reference)
+    head = steadied(head * SIZE, camera_path(track.small, track.points))
     flat = track.points[:, :468, :2] * SIZE
     eyes = eye_opening(track.points)
     return {
         "face": metrics.spread(flat),
-        "head": metrics.spread(head * SIZE),
+        "head": metrics.spread(head),
         "mouth": float(mouth_opening(track.points).std()),
         "eyes": float(eyes.std()),
         **dict(zip(("yaw", "pitch", "roll"), angles.std(0).tolist(), strict=True)),
         "jitter": metrics.jitter(flat),
-        "head_jitter": metrics.jitter(head * SIZE),
+        "head_jitter": metrics.jitter(head),
         "blinks": metrics.count_blinks(eyes, RATE),
     }
 
