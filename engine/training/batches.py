@@ -17,7 +17,7 @@ from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.training.held_out import held_out
 from engine.training.modes import POSE, STABLE, Modes, rigid_fit
-from engine.training.painting import brightness, lids_down, mouth_inside
+from engine.training.painting import brightness, lids_down, mouth_inside, own_inside
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
@@ -34,7 +34,7 @@ SOURCE_WEIGHT = {
 #: Side of the raster on which the mouth window is judged.
 MOUTH_RASTER = 72
 #: Lips further apart than this share of the mouth's width show what is between them.
-PARTED = 0.06
+PARTED = 0.08
 #: The inner outline of the lips, in order.
 INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
 
@@ -92,7 +92,7 @@ class Batch:
     targets are made up from a still, so that only landmarks can judge. driver (S, 1 + T, 3, 256, 256), driver_mouth and
     driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow.
     painted_inside (S, T, 3, 72, 72) and painted_lids (S, T, 3, 36, 72): what they would show between the lips and where
-    lids come down (see painting.py); parted (S,): 1 where the still itself shows the inside of its mouth."""
+    lids come down (see painting.py)."""
 
     frames: Tensor
     landmarks: Tensor
@@ -110,7 +110,6 @@ class Batch:
     driver_eyes: Tensor
     painted_inside: Tensor
     painted_lids: Tensor
-    parted: Tensor
 
 
 @dataclass(frozen=True)
@@ -214,22 +213,20 @@ def _area(polygon: np.ndarray) -> float:
 
 def _painted(
     still: np.ndarray, landmarks: np.ndarray, carried: np.ndarray, mouth: np.ndarray, eyes: np.ndarray
-) -> dict[str, np.ndarray | float]:
+) -> dict[str, np.ndarray]:
     """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, and its
     windows (1 + T, 4) -> what is painted on it, see Batch."""
     light = brightness(still, mouth[0])
-    return {
-        "painted_inside": np.stack(
-            [mouth_inside(p, box, light, MOUTH_RASTER) for p, box in zip(carried[1:], mouth[1:], strict=True)]
-        ),
-        "painted_lids": np.stack(
-            [
-                lids_down(landmarks[0], p, still, box, *EYES_RASTER)
-                for p, box in zip(landmarks[1:], eyes[1:], strict=True)
-            ]
-        ),
-        "parted": float(lip_gap(landmarks[0]) > PARTED),
-    }
+    here, lips = landmarks[0, STABLE, :2], landmarks[0, INNER_LIPS, :2]
+    insides, lids = [], []
+    for moved, head, mouth_window, eyes_window in zip(landmarks[1:], carried[1:], mouth[1:], eyes[1:], strict=True):
+        inside = mouth_inside(head, mouth_window, light, MOUTH_RASTER)
+        if lip_gap(landmarks[0]) > PARTED:  # its teeth stay where they are in its head, whatever the lips do
+            own, known = own_inside(still, lips, here, head[STABLE, :2], mouth_window, MOUTH_RASTER)
+            inside = inside + (own - inside) * known
+        insides.append(inside)
+        lids.append(lids_down(landmarks[0], moved, still, eyes_window, *EYES_RASTER))
+    return {"painted_inside": np.stack(insides), "painted_lids": np.stack(lids)}
 
 
 @dataclass(frozen=True)
@@ -365,5 +362,4 @@ def collate(parts: list[dict]) -> Batch:
         driver_eyes=boxes("driver_eyes"),
         painted_inside=painted("painted_inside", MOUTH_RASTER, MOUTH_RASTER),
         painted_lids=painted("painted_lids", *EYES_RASTER),
-        parted=torch.tensor([part["parted"] for part in stills]),
     )

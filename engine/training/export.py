@@ -290,6 +290,8 @@ def export(
 
 #: In reenactment, landmarks see mouths swing 0.86 times as widely as the real ones: L1 makes a renderer cautious.
 OPENING = 1.15
+#: More than this makes jitter of a head's motion.
+WIDEST = 1.5
 
 
 def _spoken(model: Model, corpus: Corpus, count: int, goal: Callable[[np.ndarray], Statistics], swing: np.ndarray):
@@ -322,16 +324,18 @@ def widen(directory: Path, corpus: Corpus, clips: int = 120) -> np.ndarray:
     """(D,) the swing with which heads move, and lips open, as widely as people's.
 
     At run time nobody knows a clip's own statistics. Clips that are asked for the average ones move less, all in all,
-    than people, of whom some hardly move and some much; what the head's directions lack becomes a factor, between 1 and
-    1.3 (more makes jitter of it). That of the lips is what the renderer lacks."""
+    than people, of whom some hardly move and some much; what each of the head's directions lacks becomes a factor,
+    between 1 and WIDEST. That of the lips is what the renderer lacks."""
     model = Model.load(directory)
     within, head, swing = (model.arrays[name] for name in ("within", "head", "swing"))
     pairs = _spoken(model, corpus, clips, lambda z: statistics(model, z[0], Style()), swing)
-    people, made = np.sum([[((x - x.mean(0)) / within @ head.T).std(0).mean() for x in pair] for pair in pairs], 0)
-    factor = float(np.clip(people / made, 1.0, 1.3))
-    print(f"heads: {made / people:.2f} times as wide as people's, made {factor:.2f} times as wide", flush=True)
-    turned, opened = np.square(head).sum(0), np.square(model.arrays["lips"]).sum(0)
-    return (swing * np.sqrt(1 + turned * (factor**2 - 1) + opened * (OPENING**2 - 1))).astype(np.float32)
+    people, made = np.sum([[((x - x.mean(0)) / within @ head.T).std(0) for x in pair] for pair in pairs], 0)
+    factor = np.clip(people / made, 1.0, WIDEST)
+    told = " ".join(f"{lacks:.2f}" for lacks in made / people)
+    by = " ".join(f"{value:.2f}" for value in factor)
+    print(f"heads: {told} times as wide as people's, made {by} times as wide", flush=True)
+    turned, opened = np.square(factor) @ np.square(head), np.square(model.arrays["lips"]).sum(0)
+    return (swing * np.sqrt(1 + turned - np.square(head).sum(0) + opened * (OPENING**2 - 1))).astype(np.float32)
 
 
 def write_array(directory: Path, name: str, value: np.ndarray) -> None:

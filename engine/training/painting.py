@@ -85,6 +85,21 @@ def mouth_inside(carried: np.ndarray, box: np.ndarray, light: float, side: int) 
     return deep + (enamel - deep) * teeth[..., None]
 
 
+def own_inside(
+    still: np.ndarray, lips: np.ndarray, here: np.ndarray, carried: np.ndarray, box: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a still (S, S, 3) uint8 itself shows between its lips, the outline (k, 2), carried by its head's motion,
+    which takes points `here` (n, 2) to `carried` (n, 2), seen in a mouth window (4,) -> colours (side, side, 3) in 0..1
+    and where they are known (side, side, 1)."""
+    size = len(still)
+    back = np.linalg.lstsq(np.c_[carried, np.ones(len(carried))], here, rcond=None)[0]
+    pixels = ((raster(box, side, side) @ back[:2] + back[2]) * size - 0.5).astype(np.float32)
+    known = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(known, [np.round((lips * size - 0.5) * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    colours = cv2.remap(still, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return colours / 255, cv2.remap(known, pixels, None, cv2.INTER_LINEAR)[..., None] / 255
+
+
 def lids_down(
     still: np.ndarray, moved: np.ndarray, picture: np.ndarray, box: np.ndarray, height: int, width: int
 ) -> np.ndarray:

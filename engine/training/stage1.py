@@ -197,10 +197,11 @@ def losses(
             between = batch.inside.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
             out["cavity"] = (welsch(ours - true) * between).sum() / between.sum().clamp(min=50)
         # what stills would show there is painted
-        mask = batch.inside[stills] * (1 - batch.parted)[:, None, None, None] if name == "mouth" else batch.lids[stills]
-        painted = batch.painted_inside if name == "mouth" else batch.painted_lids
-        off = (ours.unflatten(0, (size, times))[stills] - painted).abs().mean(2)
-        out["painted_" + name] = (off * mask).sum() / mask.sum().clamp(min=50)
+        mask, painted = (
+            (batch.inside, batch.painted_inside) if name == "mouth" else (batch.lids, batch.painted_lids)
+        )
+        off = (ours.unflatten(0, (size, times))[stills] - painted).abs().mean(2) * mask[stills]
+        out["painted_" + name] = off.sum() / mask[stills].sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
