@@ -16,18 +16,18 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.training.held_out import held_out
-from engine.training.modes import POSE, STABLE, Modes, rigid_fit
-from engine.training.painting import brightness, lids_down, mouth_inside, own_inside
+from engine.training.modes import EYELIDS, LIPS, POSE, STABLE, Modes, rigid_fit
+from engine.training.painting import bend, brightness, mouth_inside, own_inside
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
-    "lrc_ar": 0.36,
+    "lrc_ar": 0.34,
     "grid": 0.12,
     "talkvid": 0.2,
     "vasa1": 0.12,
     "liveportrait": 0.06,
-    "portraits": 0.14,
+    "portraits": 0.16,
 }
 
 
@@ -91,8 +91,8 @@ class Batch:
     the eyes window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the
     targets are made up from a still, so that only landmarks can judge. driver (S, 1 + T, 3, 256, 256), driver_mouth and
     driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow.
-    painted_inside (S, T, 3, 72, 72) and painted_lids (S, T, 3, 36, 72): what they would show between the lips and where
-    lids come down (see painting.py)."""
+    painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like in the targets'
+    windows (see painting.py)."""
 
     frames: Tensor
     landmarks: Tensor
@@ -108,8 +108,8 @@ class Batch:
     driver: Tensor
     driver_mouth: Tensor
     driver_eyes: Tensor
-    painted_inside: Tensor
-    painted_lids: Tensor
+    painted_mouth: Tensor
+    painted_eyes: Tensor
 
 
 @dataclass(frozen=True)
@@ -217,16 +217,27 @@ def _painted(
     """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, and its
     windows (1 + T, 4) -> what is painted on it, see Batch."""
     light = brightness(still, mouth[0])
-    here, lips = landmarks[0, STABLE, :2], landmarks[0, INNER_LIPS, :2]
-    insides, lids = [], []
-    for moved, head, mouth_window, eyes_window in zip(landmarks[1:], carried[1:], mouth[1:], eyes[1:], strict=True):
-        inside = mouth_inside(head, mouth_window, light, MOUTH_RASTER)
+    start = landmarks[0, :, :2]
+    around_mouth, around_eyes = (_around(start, box, kept) for box, kept in ((mouth[0], LIPS), (eyes[0], EYELIDS)))
+    mouths, eye_pictures = [], []
+    for moved, head, window, eyes_window in zip(landmarks[1:], carried[1:], mouth[1:], eyes[1:], strict=True):
+        inside = mouth_inside(head, window, light, MOUTH_RASTER)
         if lip_gap(landmarks[0]) > PARTED:  # its teeth stay where they are in its head, whatever the lips do
-            own, known = own_inside(still, lips, here, head[STABLE, :2], mouth_window, MOUTH_RASTER)
+            places = start[STABLE], head[STABLE, :2]
+            own, known = own_inside(still, start[INNER_LIPS], *places, window, MOUTH_RASTER)
             inside = inside + (own - inside) * known
-        insides.append(inside)
-        lids.append(lids_down(landmarks[0], moved, still, eyes_window, *EYES_RASTER))
-    return {"painted_inside": np.stack(insides), "painted_lids": np.stack(lids)}
+        outside = bend(still, start[around_mouth], moved[around_mouth, :2], window, MOUTH_RASTER, MOUTH_RASTER)
+        mask = cv2.GaussianBlur(between_lips(moved, window).astype(np.float32), (0, 0), 0.7)[..., None]
+        mouths.append(outside + (inside - outside) * mask)
+        eye_pictures.append(bend(still, start[around_eyes], moved[around_eyes, :2], eyes_window, *EYES_RASTER))
+    return {"painted_mouth": np.stack(mouths), "painted_eyes": np.stack(eye_pictures)}
+
+
+def _around(landmarks: np.ndarray, box: np.ndarray, kept: list[int]) -> np.ndarray:
+    """Indices of the landmarks (478, 2) that pictures are bent by in a box (4,): those `kept`, and every third one of
+    the others in and about it."""
+    near = np.abs((landmarks - box[:2]) / box[2:] - 0.5).max(1) < 0.8
+    return np.union1d(np.nonzero(near)[0][::3], kept)
 
 
 @dataclass(frozen=True)
@@ -360,6 +371,6 @@ def collate(parts: list[dict]) -> Batch:
         driver=pictures([part["driver"] for part in stills]) if stills else frames[:0],
         driver_mouth=boxes("driver_mouth"),
         driver_eyes=boxes("driver_eyes"),
-        painted_inside=painted("painted_inside", MOUTH_RASTER, MOUTH_RASTER),
-        painted_lids=painted("painted_lids", *EYES_RASTER),
+        painted_mouth=painted("painted_mouth", MOUTH_RASTER, MOUTH_RASTER),
+        painted_eyes=painted("painted_eyes", *EYES_RASTER),
     )

@@ -1,9 +1,8 @@
-"""What opens and what closes on a still, painted as a picture to learn from: the inside of a mouth, and lids.
+"""Pictures of a still that moves as somebody else does, painted to learn from.
 
-A still shows neither its teeth nor its lids, and clips at 256 pixels show a blur of them, whose median is the colour of
-lips. Landmarks say where a still's mouth would open and where its lids would come down as another person moves; here is
-what would be seen there: upper teeth, which are fixed to the skull, darkness and a tongue; the skin above the eye, and
-lashes at the lid's edge.
+Portraits are stills, sharp and well lit; clips that move are neither, and show between the lips a blur whose median is
+the colour of lips. Landmarks say where a still's lips and lids would be: its own pixels are bent there, and where the
+mouth opens there is painted what would be seen: upper teeth, which are fixed to the skull, darkness and a tongue.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,6 @@ BETWEEN_TEETH = (0.0, 0.165, 0.29, 0.4)
 TEETH = 0.07
 #: Colours in 0..1 under full light.
 ENAMEL, DARKNESS, TONGUE = (np.array(c) for c in ((0.93, 0.89, 0.83), (0.13, 0.055, 0.05), (0.42, 0.19, 0.18)))
-#: Of both eyes, from the outer corner to the inner: the edge of the upper lid, and the crease above it.
-LID_EDGES = ([33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362])
-LID_CREASES = ([247, 30, 29, 27, 28, 56, 190], [467, 260, 259, 257, 258, 286, 414])
-#: Height of the lashes' shadow at a lid's edge, in widths of the eye.
-LASHES = 0.07
 
 
 def _smoothstep(x: np.ndarray, since: float, until: float) -> np.ndarray:
@@ -100,31 +94,25 @@ def own_inside(
     return colours / 255, cv2.remap(known, pixels, None, cv2.INTER_LINEAR)[..., None] / 255
 
 
-def lids_down(
-    still: np.ndarray, moved: np.ndarray, picture: np.ndarray, box: np.ndarray, height: int, width: int
+def bend(
+    still: np.ndarray, before: np.ndarray, after: np.ndarray, box: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Landmarks (478, 2+) of a still and of what it moves to, the still (S, S, 3) uint8 and the eyes window (4,) there
-    -> what lids look like there, (height, width, 3) in 0..1."""
-    at = raster(box, height, width)
-    soft = cv2.GaussianBlur(picture, (0, 0), len(picture) / 170).astype(np.float64) / 255
-    pictures, nearness = [], []
+    """A still (S, S, 3) uint8 whose points `before` (n, 2) have moved to `after` (n, 2), seen in a window (4,) there,
+    (height, width, 3) in 0..1. Between the points the displacement is interpolated by radial functions of the distance
+    itself, the smoothest in three dimensions."""
+    points, count = after.astype(np.float64), len(after)
+    system = np.zeros((count + 3, count + 3))
+    system[:count, :count] = _distances(points, points) + 1e-3 * np.eye(count)
+    system[:count, count:] = np.c_[points, np.ones(count)]
+    system[count:, :count] = system[:count, count:].T
+    weights = np.linalg.solve(system, np.concatenate([before - after, np.zeros((3, 2))]))
+    at = raster(box, height, width).reshape(-1, 2)
+    source = at + _distances(at, points) @ weights[:count] + np.c_[at, np.ones(len(at))] @ weights[count:]
+    pixels = (source.reshape(height, width, 2) * len(still) - 0.5).astype(np.float32)
+    return cv2.remap(still, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) / np.float32(255)
 
-    def seen(points: np.ndarray) -> np.ndarray:
-        pixels = np.clip(points[:, :2] * len(picture) - 0.5, 0, len(picture) - 1).round().astype(int)
-        return soft[pixels[:, 1], pixels[:, 0]]
 
-    for edge, crease in zip(LID_EDGES, LID_CREASES, strict=True):
-        points = moved[edge, :2].astype(np.float64)
-        frame = Frame.between(points[0], points[-1], moved[152, :2].astype(np.float64))
-        x, y = frame.of(at)
-        edge_x, edge_y = frame.of(points)
-        skin = seen(still[crease])
-        skin = np.maximum(skin, skin.mean(0))  # the crease itself may be a dark line
-        places = np.linspace(-0.4, 0.4, len(skin))
-        lid = np.stack([np.interp(x, places, skin[:, c]) for c in range(3)], -1)
-        above = np.interp(x, edge_x, edge_y) - y  # how far above the lid's edge
-        lash = seen(still[edge]).min(0) * 0.6
-        share = 0.75 * (1 - _smoothstep(above, 0.2 * LASHES, LASHES))[..., None]
-        pictures.append(lid + (lash - lid) * share)
-        nearness.append(np.square(at - frame.origin).sum(-1))
-    return np.where((nearness[0] < nearness[1])[..., None], pictures[0], pictures[1])
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, 2) and (m, 2) -> (n, m), negative, which makes the system conditionally positive definite."""
+    square = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return -np.sqrt(np.maximum(square, 0))

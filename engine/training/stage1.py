@@ -30,6 +30,7 @@ from engine.training.perceptual import Perceptual
 EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
 ADVERSARY_WARMUP = 300  # steps
+PAINTED = 0.7  # what a painted picture counts beside a real one
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
 
@@ -169,6 +170,7 @@ def losses(
     targets = batch.frames[:, 1:].flatten(0, 1)
     portrait = batch.frames[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
     real = batch.real.repeat_interleave(times)
+    judged = (real + PAINTED * (1 - real)) / (real + PAINTED * (1 - real)).sum()  # in the windows
     real = real / real.sum().clamp(min=1)
 
     # the whole picture, at a random phase of the raster
@@ -187,31 +189,27 @@ def losses(
     ):
         points = grid_points(boxes.flatten(0, 1), height, width)
         ours = render(motion, portrait, points).mT.reshape(-1, 3, height, width)
-        true = sample(targets, points).mT.reshape(-1, 3, height, width)
-        out[name] = ((ours - true).abs().mean((1, 2, 3)) * real).sum()
-        out[name + "_gradient"] = (gradient_l1(ours, true) * real).sum()
+        true = sample(targets, points).mT.reshape(size, times, 3, height, width)
+        true[stills] = batch.painted_mouth if name == "mouth" else batch.painted_eyes
+        true = true.flatten(0, 1)
+        out[name] = ((ours - true).abs().mean((1, 2, 3)) * judged).sum()
+        out[name + "_gradient"] = (gradient_l1(ours, true) * judged).sum()
         if name == "eyes":  # a blink is rare and small, and decides whether a face lives
-            lids = batch.lids.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
+            lids = batch.lids.flatten(0, 1)
             out["lids"] = ((ours - true).abs().mean(1) * lids).sum() / lids.sum().clamp(min=50)
         if name == "mouth":
-            between = batch.inside.flatten(0, 1) * batch.real.repeat_interleave(times)[:, None, None]
+            between = batch.inside.flatten(0, 1)
             out["cavity"] = (welsch(ours - true) * between).sum() / between.sum().clamp(min=50)
-        # what stills would show there is painted
-        mask, painted = (
-            (batch.inside, batch.painted_inside) if name == "mouth" else (batch.lids, batch.painted_lids)
-        )
-        off = (ours.unflatten(0, (size, times))[stills] - painted).abs().mean(2) * mask[stills]
-        out["painted_" + name] = off.sum() / mask[stills].sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
                 distance = perceptual(ours[some], true[some])
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
         if name == "mouth" and discriminator is not None:
-            judged = real > 0
+            filmed = real > 0
             with autocast:
-                seen, far = adversarial_loss(discriminator, true[judged], ours[judged])
-                out["discriminator"] = discriminator_loss(discriminator, true[judged], ours[judged])
+                seen, far = adversarial_loss(discriminator, true[filmed], ours[filmed])
+                out["discriminator"] = discriminator_loss(discriminator, true[filmed], ours[filmed])
             out["adversary"] = seen * _share(seen, WEIGHTS["mouth"] * out["mouth"], ours)
             out["features"] = far
 
@@ -246,8 +244,6 @@ WEIGHTS = {
     "eyes_gradient": 1.0,
     "lids": 0.5,
     "cavity": 0.6,
-    "painted_mouth": 0.6,
-    "painted_eyes": 0.2,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
