@@ -22,12 +22,12 @@ from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
-    "lrc_ar": 0.34,
-    "grid": 0.12,
+    "lrc_ar": 0.32,
+    "grid": 0.1,
     "talkvid": 0.2,
     "vasa1": 0.12,
     "liveportrait": 0.06,
-    "portraits": 0.16,
+    "portraits": 0.2,
 }
 
 
@@ -84,15 +84,15 @@ class Cache:
 
 @dataclass
 class Batch:
-    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks
-    (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes;
-    target_mouth and target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips,
-    over the mouth window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over
-    the eyes window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the
-    targets are made up from a still, so that only landmarks can judge. driver (S, 1 + T, 3, 256, 256), driver_mouth and
-    driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose motion they borrow.
-    painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like in the targets'
-    windows (see painting.py)."""
+    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks (B, 1 + T, 478,
+    2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes; target_mouth and
+    target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips, over the mouth
+    window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over the eyes
+    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the targets
+    are made up from a still, so that only landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
+    driver_mouth and driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose
+    motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like
+    in the targets' windows (see painting.py)."""
 
     frames: Tensor
     landmarks: Tensor

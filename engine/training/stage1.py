@@ -30,7 +30,7 @@ from engine.training.perceptual import Perceptual
 EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
 ADVERSARY_WARMUP = 300  # steps
-PAINTED = 0.7  # what a painted picture counts beside a real one
+PAINTED = 1.0  # what a painted picture counts beside a real one
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
 
@@ -199,17 +199,20 @@ def losses(
             out["lids"] = ((ours - true).abs().mean(1) * lids).sum() / lids.sum().clamp(min=50)
         if name == "mouth":
             between = batch.inside.flatten(0, 1)
-            out["cavity"] = (welsch(ours - true) * between).sum() / between.sum().clamp(min=50)
+            filmed = between * (batch.real.repeat_interleave(times) > 0)[:, None, None]
+            out["cavity"] = (welsch(ours - true) * filmed).sum() / filmed.sum().clamp(min=50)
+            painted = between - filmed  # here the truth is one, and far away at first, where Welsch's loss is flat
+            out["painted"] = ((ours - true).abs().mean(1) * painted).sum() / painted.sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
             with autocast:
                 distance = perceptual(ours[some], true[some])
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
         if name == "mouth" and discriminator is not None:
-            filmed = real > 0
+            some = real > 0
             with autocast:
-                seen, far = adversarial_loss(discriminator, true[filmed], ours[filmed])
-                out["discriminator"] = discriminator_loss(discriminator, true[filmed], ours[filmed])
+                seen, far = adversarial_loss(discriminator, true[some], ours[some])
+                out["discriminator"] = discriminator_loss(discriminator, true[some], ours[some])
             out["adversary"] = seen * _share(seen, WEIGHTS["mouth"] * out["mouth"], ours)
             out["features"] = far
 
@@ -244,6 +247,7 @@ WEIGHTS = {
     "eyes_gradient": 1.0,
     "lids": 0.5,
     "cavity": 0.6,
+    "painted": 0.8,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
