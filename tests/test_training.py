@@ -980,3 +980,16 @@ def test_latents_of_thirty_frames_a_second_are_read_at_twenty_five():
     assert len(even) == 30
     assert np.allclose(even[:, 0], np.arange(30) / 25, atol=1e-5)
     assert at_rate(ramp, 25.0) is ramp
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_swing_is_stretched_along_what_lacks_and_nowhere_else(seed):
+    rng = np.random.default_rng(seed)
+    swing, factors = rng.uniform(0.5, 2, 8).astype(np.float32), rng.uniform(1, 2, 3)
+    along = export.stretched(swing, np.eye(8)[[1, 4, 6]], factors)
+    assert along[[1, 4, 6]] == pytest.approx(swing[[1, 4, 6]] * factors, rel=1e-5)
+    assert np.array_equal(np.delete(along, [1, 4, 6]), np.delete(swing, [1, 4, 6]))
+    directions = np.linalg.qr(rng.standard_normal((8, 3)))[0].T
+    anyhow = export.stretched(swing, directions, factors) / swing
+    assert anyhow.min() >= 1 - 1e-6
+    assert anyhow.max() <= factors.max() + 1e-6

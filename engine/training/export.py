@@ -334,8 +334,14 @@ def widen(directory: Path, corpus: Corpus, clips: int = 120) -> np.ndarray:
     told = " ".join(f"{lacks:.2f}" for lacks in made / people)
     by = " ".join(f"{value:.2f}" for value in factor)
     print(f"heads: {told} times as wide as people's, made {by} times as wide", flush=True)
-    turned, opened = np.square(factor) @ np.square(head), np.square(model.arrays["lips"]).sum(0)
-    return (swing * np.sqrt(1 + turned - np.square(head).sum(0) + opened * (OPENING**2 - 1))).astype(np.float32)
+    lips = model.arrays["lips"]
+    return stretched(swing, np.concatenate([head, lips]), np.concatenate([factor, np.full(len(lips), OPENING)]))
+
+
+def stretched(swing: np.ndarray, directions: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Swing (D,) with which motion along orthonormal directions (k, D) is factors (k,) times as wide: exactly if each
+    is a number of the latent, and as well as one factor a number can otherwise."""
+    return (swing * np.sqrt(1 + (np.square(factors) - 1) @ np.square(directions))).astype(np.float32)
 
 
 def write_array(directory: Path, name: str, value: np.ndarray) -> None:
