@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.renderer import lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.cpu import CANVAS, CpuRenderer, FieldCounts, PreparedPortrait, lay_patch, portrait_inputs, prepare
 from engine.renderer.matte import fill, refine
@@ -408,3 +409,18 @@ def test_boxes_hold_mouth_and_eyes():
     for box, points in ((mouth_box(KEYPOINTS), KEYPOINTS[3:]), (eyes_box(KEYPOINTS), KEYPOINTS[:2])):
         assert (points > box[:2] + 0.15 * box[2:]).all()
         assert (points < box[:2] + 0.85 * box[2:]).all()
+
+
+@given(st.lists(st.floats(-2, 3, width=32), min_size=1, max_size=50))
+def test_thin_texture_is_made_thinner_and_thick_texture_thicker(opacities):
+    opacity = np.sort(np.array(opacities, np.float32))
+    sharp = opacity * lips.gain(opacity)
+    assert sharp.dtype == np.float32
+    assert (np.diff(sharp) >= -1e-6).all()  # what covers more still covers more
+    assert sharp.max() <= 1 + 1e-6
+    assert (sharp[opacity >= 1] > 1 - 1e-6).all()
+    assert (np.abs(sharp[opacity < 0.3]) <= 0.25 * np.abs(opacity[opacity < 0.3]) + 1e-6).all()
+    thick = (opacity > 0.65) & (opacity < 1)
+    assert (sharp[thick] > opacity[thick]).all()
+    torch = pytest.importorskip("torch")
+    assert np.allclose(lips.gain(torch.from_numpy(opacity)).numpy(), lips.gain(opacity), atol=1e-6)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.renderer import lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.matte import Layers, part, refine, shine
 
@@ -264,7 +265,10 @@ class CpuRenderer:
             self._texture[patch.rows, patch.columns] = 0
         for patch, weight in zip(patches, weights, strict=True):
             part = self._texture[patch.rows, patch.columns]
-            part += mix(weight, patch.texture, self._mixed).reshape(part.shape)
+            mixed = mix(weight, patch.texture, self._mixed).reshape(part.shape)
+            if patch is patches[0]:  # the mouth's
+                mixed *= lips.gain(mixed[..., 3:])
+            part += mixed
         top, left, bottom, right = self._region()
         height, width = bottom - top, right - left
         carried = self._carried[: height * width * 4].reshape(height, width, 4)

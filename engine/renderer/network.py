@@ -6,7 +6,8 @@ The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once in
     y = x + sum_k c_k H_k(x)                  the head moves           (fields over the picture, 32 x 32)
     u = y + sum_k c_k L_k(y)                  the face deforms         (fields over the picture, 128 x 128,
                                                                         and finer ones in the mouth and eyes boxes)
-    (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: teeth, cavity, lids)
+    (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: teeth, cavity, lids; that
+                                                                        of the mouth has sharp edges, see lips.py)
     v = front(u) + (1 - m(u)) back(x)         the background stays     (m: the person's matte, see layers)
     frame(x) = (1 - a) v + t                  where it covers the old  (a: its opacity, t: its premultiplied colour)
 
@@ -20,6 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from engine.renderer import lips
 
 PICTURE = 128  # side of the picture that the portrait network and the encoder see
 MOUTH = 96  # side of the mouth patch
@@ -292,7 +295,7 @@ class Motion:
             inside = (still - box[:, None, :2]) / box[:, None, 2:]
             found = sample(patch, inside, "zeros")
             source = source + found[..., :2]
-            texture = texture + found[..., 2:]
+            texture = texture + found[..., 2:] * (lips.gain(found[..., 5:]) if patch is self.mouth else 1)
         # colour is premultiplied: where opacity would go beyond one, the colour must not shine with it
         return source, texture[..., :3] / texture[..., 3:].clamp(min=1), opacity(texture[..., 3:])
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.gather import Gatherer, together
+from engine.renderer import lips
 from engine.renderer.cpu import CANVAS, FINER, FieldCounts, PreparedPortrait, fine_layers
 from engine.renderer.matte import Layers
 
@@ -386,7 +387,10 @@ class _Company:
         """The patches' textures over the picture, where the head carried them: (n, size, size, 3) uint8."""
         texture = torch.zeros(len(still), 4, CANVAS * CANVAS, device=self._device)
         for kind, spot in zip((MOUTH_TEXTURE, EYES_TEXTURE), spots, strict=True):
-            texture.scatter_add_(2, spot.expand(-1, 4, -1), self._mix(kind, weights, rows))
+            mixed = self._mix(kind, weights, rows)
+            if kind == MOUTH_TEXTURE:
+                mixed = mixed * lips.gain(mixed[:, 3:])
+            texture.scatter_add_(2, spot.expand(-1, 4, -1), mixed)
         carried = F.grid_sample(
             texture.view(-1, 4, CANVAS, CANVAS), still, padding_mode="zeros", align_corners=False
         ).transpose(0, 1)

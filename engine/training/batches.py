@@ -22,12 +22,12 @@ from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
-    "lrc_ar": 0.32,
+    "lrc_ar": 0.28,
     "grid": 0.1,
     "talkvid": 0.2,
     "vasa1": 0.12,
     "liveportrait": 0.06,
-    "portraits": 0.2,
+    "portraits": 0.24,
 }
 
 

@@ -31,6 +31,7 @@ EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
 ADVERSARY_WARMUP = 300  # steps
 PAINTED = 1.0  # what a painted picture counts beside a real one
+LIP = 6  # how far about the inside of a mouth a painted one is looked at as closely, in pixels of the mouth's raster
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
 
@@ -201,7 +202,8 @@ def losses(
             between = batch.inside.flatten(0, 1)
             filmed = between * (batch.real.repeat_interleave(times) > 0)[:, None, None]
             out["cavity"] = (welsch(ours - true) * filmed).sum() / filmed.sum().clamp(min=50)
-            painted = between - filmed  # here the truth is one, and far away at first, where Welsch's loss is flat
+            # on stills the truth is one, and far away at first, where Welsch's loss is flat; and the lips stay clean
+            painted = F.max_pool2d(between - filmed, 2 * LIP + 1, 1, LIP)
             out["painted"] = ((ours - true).abs().mean(1) * painted).sum() / painted.sum().clamp(min=50)
         if name == "mouth" and perceptual is not None:
             some = torch.arange(0, len(ours), PERCEPTUAL_EVERY, device=ours.device)
@@ -247,7 +249,7 @@ WEIGHTS = {
     "eyes_gradient": 1.0,
     "lids": 0.5,
     "cavity": 0.6,
-    "painted": 0.8,
+    "painted": 1.6,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
