@@ -19,7 +19,7 @@ from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
 WEIGHTS = Path(__file__).parent / "weights"
-VERSION = 4
+VERSION = 5
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees",

@@ -42,9 +42,11 @@ OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=1.75, temperature=0.4)
 
 #: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
 BLINK = 1.6
-#: Of the way to where the sampler says, the head goes so much in a latent's 40 ms; the face goes all of it. Each hop is
-#: sampled anew, and a head has more mass than that.
-STEADY = 0.35
+#: Heads follow through two poles: of the way to where the sampler says, something goes so much in a latent's 40 ms, and
+#: of the way to that, the head. Each hop is sampled anew, and a head has more mass than that: it may turn back, but not
+#: at once. Of the face, lips and lids go all of the way at once, and the rest, which is chance, through one pole.
+STEADY = 0.45
+EASE = 0.7
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class Statistics:
 
 @dataclass
 class MotionState:
-    """What a stream carries from hop to hop. past (n, D): normalised latents already made; steadied (n, D): the same as
-    given out; features (m, 64): those not yet consumed, preceded by those of the past; hops: how many were made."""
+    """What a stream carries from hop to hop. past (n, D): normalised latents already made; eased, steadied (n, D): the
+    same after the first poles, and after both, as given out; features (m, 64): those not yet consumed, preceded by
+    those of the past; hops: how many were made."""
 
     past: np.ndarray
+    eased: np.ndarray
     steadied: np.ndarray
     features: np.ndarray
     hops: int = 0
@@ -107,7 +111,7 @@ class MotionGenerator:
             raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
         silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
         first = self._normalise(self.first)[None]
-        self.state = MotionState(first, first, silence)
+        self.state = MotionState(first, first, first, silence)
 
     def _normalise(self, latent: np.ndarray) -> np.ndarray:
         return ((latent - self.statistics.mean) / self.swing).astype(np.float32)
@@ -130,14 +134,16 @@ class MotionGenerator:
         """Forget the last `dropped` latents made, and all speech after those that stay, as if silence had followed."""
         state = self.state
         state.past = state.past[: len(state.past) - dropped]
-        state.steadied = state.steadied[: len(state.past)]
+        state.eased, state.steadied = state.eased[: len(state.past)], state.steadied[: len(state.past)]
         state.features[len(state.past) * FEATURES_PER_LATENT :] = scale(np.float32(FLOOR))
 
     def steer(self, statistics: Statistics) -> None:
         """Aim at other statistics from the next hop on; the motion made so far stays where it is."""
         shift = (self.statistics.mean - statistics.mean) / self.swing
-        self.state.past = (self.state.past + shift).astype(np.float32)
-        self.state.steadied = (self.state.steadied + shift).astype(np.float32)
+        state = self.state
+        state.past, state.eased, state.steadied = (
+            (known + shift).astype(np.float32) for known in (state.past, state.eased, state.steadied)
+        )
         self.statistics = statistics
 
     def _waiting(self) -> int:
@@ -164,20 +170,28 @@ class MotionGenerator:
         made = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
         dropped = max(0, count + pace.hop - keep)
-        given = self._steady(made)
+        eased = self._follow(made, state.eased[-1], EASE)
+        given = self._follow(eased, state.steadied[-1], 1.0)
         state.past = np.concatenate([state.past, made])[-keep:]
+        state.eased = np.concatenate([state.eased, eased])[-keep:]
         state.steadied = np.concatenate([state.steadied, given])[-keep:]
         state.features = state.features[dropped * FEATURES_PER_LATENT :]
         state.hops += 1
         return given * self.swing + self.statistics.mean
 
-    def _steady(self, made: np.ndarray) -> np.ndarray:
-        """Latents (n, D) following on those given out -> the same with a steadier head."""
-        given = [self.state.steadied[-1]]
-        for latent in made:
+    def _follow(self, latents: np.ndarray, last: np.ndarray, ease: float) -> np.ndarray:
+        """Latents (n, D) that follow on one (D,) -> the same with the head through one pole of STEADY, and what moves
+        neither head, lips nor lids through one of `ease`."""
+        sharp = np.concatenate([self.lips, self.lids])
+        given = [last]
+        for latent in latents:
             # not by BLAS, whose last bit depends on where in memory a vector lies
-            along = (self.head * (latent - given[-1])).sum(1, keepdims=True)
-            given.append(latent - np.float32(1 - STEADY) * (self.head * along).sum(0))
+            off = latent - given[-1]
+            turned, said = (
+                (along * (along * off).sum(1, keepdims=True)).sum(0) for along in (self.head, sharp)
+            )
+            rest = off - turned - said
+            given.append(latent - np.float32(1 - STEADY) * turned - np.float32(1 - ease) * rest)
         return np.stack(given[1:])
 
     def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:

@@ -22,7 +22,7 @@ CANVAS = 256
 FINER = 3
 #: And what picking still takes is given back beforehand to the places between pixels: this much of what a Gaussian of
 #: CRISP_BLUR pixels would blur. About nine tenths stay.
-CRISP, CRISP_BLUR = 0.17, 0.7
+CRISP, CRISP_BLUR = 0.13, 0.7
 
 
 @dataclass(frozen=True)

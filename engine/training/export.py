@@ -288,10 +288,10 @@ def export(
     (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-#: In reenactment, landmarks see mouths swing 0.86 times as widely as the real ones: L1 makes a renderer cautious.
-OPENING = 1.15
-#: More than this makes jitter of a head's motion.
-WIDEST = 1.5
+#: In reenactment, landmarks see mouths swing 0.935 times as widely as the real ones: L1 makes a renderer cautious.
+OPENING = 1.07
+#: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
+WIDEST, NARROWEST = 1.415, 0.85
 
 
 def _spoken(model: Model, corpus: Corpus, count: int, goal: Callable[[np.ndarray], Statistics], swing: np.ndarray):
@@ -325,12 +325,12 @@ def widen(directory: Path, corpus: Corpus, clips: int = 120) -> np.ndarray:
 
     At run time nobody knows a clip's own statistics. Clips that are asked for the average ones move less, all in all,
     than people, of whom some hardly move and some much; what each of the head's directions lacks becomes a factor,
-    between 1 and WIDEST. That of the lips is what the renderer lacks."""
+    between NARROWEST and WIDEST. That of the lips is what the renderer lacks."""
     model = Model.load(directory)
     within, head, swing = (model.arrays[name] for name in ("within", "head", "swing"))
     pairs = _spoken(model, corpus, clips, lambda z: statistics(model, z[0], Style()), swing)
     people, made = np.sum([[((x - x.mean(0)) / within @ head.T).std(0) for x in pair] for pair in pairs], 0)
-    factor = np.clip(people / made, 1.0, WIDEST)
+    factor = np.clip(people / made, NARROWEST, WIDEST)
     told = " ".join(f"{lacks:.2f}" for lacks in made / people)
     by = " ".join(f"{value:.2f}" for value in factor)
     print(f"heads: {told} times as wide as people's, made {by} times as wide", flush=True)
