@@ -44,7 +44,7 @@ def main() -> None:
     model = Model.load()
     for name, paths, side, quality in (
         ("bundled.jpg", list(bundled_portraits().values()), 160, 88),
-        ("unseen.jpg", find_stills(args.portraits, None)[:12], 144, 85),
+        ("unseen.jpg", find_stills(args.portraits, 12), 144, 85),
     ):
         picture = sheet(model, paths, side)
         cv2.imwrite(str(HERE / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])

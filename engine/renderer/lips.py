@@ -11,15 +11,18 @@ is nowhere flat below one, so that training can make more of it.
 
 from typing import TypeVar
 
-Opacity = TypeVar("Opacity")
+Array = TypeVar("Array")
 
 THIN = 0.25
 RISES = (0.3, 0.8)
 
 
-def gain(opacity: Opacity) -> Opacity:
+def gain(opacity: Array) -> Array:
     """f(a) / a of opacities a: a NumPy array or a torch tensor, whose methods of these names are alike."""
-    low, high = RISES
-    along = ((opacity - low) * (1 / (high - low))).clip(0, 1)
-    rise = along * along * (3 - 2 * along)
-    return THIN / opacity.clip(1, None) + (1 - THIN) * rise / opacity.clip(low, None)
+    return THIN / opacity.clip(1, None) + (1 - THIN) * smoothstep(opacity, *RISES) / opacity.clip(RISES[0], None)
+
+
+def smoothstep(x: Array, since: float, until: float) -> Array:
+    """0 up to `since`, 1 from `until` on, and a smooth rise between."""
+    along = ((x - since) * (1 / (until - since))).clip(0, 1)
+    return along * along * (3 - 2 * along)

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.renderer.lips import smoothstep
+
 #: Where one upper tooth ends and the next begins, in widths of the mouth from the middle of the face.
 BETWEEN_TEETH = (0.0, 0.165, 0.29, 0.4)
 #: How far below the line of the closed lips upper teeth reach, in widths of the mouth.
 TEETH = 0.07
 #: Colours in 0..1 under full light.
 ENAMEL, DARKNESS, TONGUE = (np.array(c) for c in ((0.93, 0.89, 0.83), (0.13, 0.055, 0.05), (0.42, 0.19, 0.18)))
-
-
-def _smoothstep(x: np.ndarray, since: float, until: float) -> np.ndarray:
-    along = np.clip((x - since) / (until - since), 0, 1)
-    return along * along * (3 - 2 * along)
 
 
 def raster(box: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -66,15 +63,15 @@ def mouth_inside(carried: np.ndarray, box: np.ndarray, light: float, side: int) 
     points = carried[:, :2].astype(np.float64)
     frame = Frame.between(points[78], points[308], points[152])
     x, y = frame.of(raster(box, side, side))
-    bend = 1 - np.square(2 * x)
-    y = y - frame.of((points[13] + points[14]) / 2)[1] * bend  # below the line of the lips
+    bow = 1 - np.square(2 * x)
+    y = y - frame.of((points[13] + points[14]) / 2)[1] * bow  # below the line of the lips
     off = np.abs(x)
-    teeth = 1 - _smoothstep(y - TEETH * np.clip(0.4 + 0.6 * bend, 0, 1), -0.014, 0.014)
+    teeth = 1 - smoothstep(y - TEETH * np.clip(0.4 + 0.6 * bow, 0, 1), -0.014, 0.014)
     gaps = np.min([np.abs(off - between) for between in BETWEEN_TEETH], axis=0)
-    enamel = ENAMEL * ((0.4 + 0.42 * light) * (1 - 0.6 * _smoothstep(off, 0.1, 0.48)))[..., None]
-    enamel = enamel * (0.8 + 0.2 * _smoothstep(gaps, 0.0, 0.02))[..., None]
-    enamel = enamel * (0.75 + 0.25 * _smoothstep(y, -0.08, 0.02))[..., None]  # in the shade of the upper lip
-    tongue = 0.8 * _smoothstep(y, 0.14, 0.26) * (1 - _smoothstep(off, 0.2, 0.42))
+    enamel = ENAMEL * ((0.4 + 0.42 * light) * (1 - 0.6 * smoothstep(off, 0.1, 0.48)))[..., None]
+    enamel = enamel * (0.8 + 0.2 * smoothstep(gaps, 0.0, 0.02))[..., None]
+    enamel = enamel * (0.75 + 0.25 * smoothstep(y, -0.08, 0.02))[..., None]  # in the shade of the upper lip
+    tongue = 0.8 * smoothstep(y, 0.14, 0.26) * (1 - smoothstep(off, 0.2, 0.42))
     deep = (DARKNESS + (TONGUE - DARKNESS) * tongue[..., None]) * (0.35 + 0.75 * light)
     return deep + (enamel - deep) * teeth[..., None]
 

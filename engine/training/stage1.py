@@ -153,13 +153,14 @@ def losses(
     """All loss terms of a batch. teacher (B,) bool: clips whose latents come from the motion modes. The term
     "discriminator" is for its own optimiser."""
     size, times = batch.frames.shape[0], batch.frames.shape[1] - 1
+    stills = batch.real == 0
     autocast = torch.autocast(batch.frames.device.type, torch.bfloat16)
     with autocast:
         with torch.set_grad_enabled(train_encoder):
             encoded = encode(model, shone(batch.frames) if train_encoder else batch.frames, batch.mouth, batch.eyes)
             if len(batch.driver):  # a still moves from where it is as its driver moves
                 driven = encode(model, batch.driver, batch.driver_mouth, batch.driver_eyes)
-                encoded, stills = encoded.clone(), batch.real == 0
+                encoded = encoded.clone()
                 encoded[stills] = encoded[stills, :1] + driven - driven[:, :1]
         with torch.set_grad_enabled(train_portrait):
             fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
@@ -179,7 +180,6 @@ def losses(
     still = layers(small[:, 0], batch.matte)[torch.arange(size, device=targets.device).repeat_interleave(times)]
     picture = (render_layers(motion, still, points) - sample(small[:, 1:].flatten(0, 1), points)).abs().mean((1, 2))
 
-    stills = batch.real == 0
     out = {"picture": (picture * real).sum()}
     out["matte"] = F.binary_cross_entropy_with_logits(fields.matte, batch.matte)
     for name, boxes, height, width in (
