@@ -19,8 +19,10 @@ from engine.portrait import Portrait
 from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
 
 WEIGHTS = Path(__file__).parent / "weights"
-VERSION = 5
+VERSION = 6
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
+#: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
+FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place")
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees",
 )  # fmt: skip
@@ -124,7 +126,7 @@ class Model:
         """Run the portrait network: once a portrait, a fraction of a second."""
         inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
         latent = self.encode(inputs)
-        fields = dict(zip(("head", "face", "mouth", "eyes", "matte"), self._portrait(inputs), strict=True))
+        fields = dict(zip(FIELDS, self._portrait(inputs), strict=True))
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         return prepare(portrait.pixels, portrait.keypoints, counts, latent, self.coefficients(latent), fields)
 

@@ -192,6 +192,10 @@ def test_a_start_from_weights_leaves_and_names_what_does_not_fit(tmp_path, capsy
     other = ["0.weight", "0.bias", "2.weight", "3.weight", "3.bias"]
     assert all(torch.equal(after[name], before[name]) for name in other)
     assert capsys.readouterr().out.endswith(f"as initialised: {', '.join(other)}\n")
+    model.add_module("4", torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4))))
+    start_from_weights(model, tmp_path, tmp_path / "weights", "renderer")
+    first = ", ".join([*other, "4.0.weight", "4.0.bias", "4.1.weight"])
+    assert capsys.readouterr().out.endswith(f"as initialised: {first} and 5 more\n")
 
 
 def test_weights_that_cannot_be_started_from_are_refused_in_one_line(tmp_path):

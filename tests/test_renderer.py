@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.renderer import lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.cpu import CANVAS, CpuRenderer, FieldCounts, PreparedPortrait, lay_patch, portrait_inputs, prepare
+from engine.renderer.inside import INSIDE, Place, draw
 from engine.renderer.matte import fill, refine
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -46,6 +47,8 @@ def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[st
         planes[: 2 * flows] *= flow
         planes[2 * flows :] *= texture
         fields[name] = planes[None]
+    fields["share"] = np.clip(smooth(rng, 1, INSIDE, INSIDE, 12) + 0.4, 0, 1)[None] * fade(INSIDE, INSIDE)
+    fields["place"] = Place(0.52, 0.48, 0.4, 0.05, 0.02, 0.06, 0.7, 0.65).vector()[None]
     fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # all is the person
     return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
 
@@ -82,6 +85,11 @@ def only(prepared: PreparedPortrait, kind: str, value: float = 1.0) -> np.ndarra
     return coefficients
 
 
+def drawn(places):
+    """Places (1, 8), a tensor -> what the mouth holds (1, 3, 192, 192), likewise."""
+    return places.new_tensor(draw(Place(*places[0].tolist()), INSIDE).transpose(2, 0, 1)[None])
+
+
 def in_torch(seed: int, size: int, weights: np.ndarray, **fields: float) -> np.ndarray:
     """The same frame by the formula of training, at every pixel's centre: (size, size, 3) float in 0..255."""
     torch = pytest.importorskip("torch")
@@ -90,9 +98,8 @@ def in_torch(seed: int, size: int, weights: np.ndarray, **fields: float) -> np.n
 
     tensors = {name: torch.from_numpy(field) for name, field in make_fields(seed, **fields).items()}
     boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
-    motion = mix(
-        RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), torch.from_numpy(weights)[None, None], *boxes
-    )
+    shape, weights = RendererShape(latent=4, **vars(COUNTS)), torch.from_numpy(weights)[None, None]
+    motion = mix(shape, Fields(**tensors), weights, *boxes, drawn(tensors["place"]))
     picture = torch.from_numpy(scene(size, seed)).permute(2, 0, 1)[None].float() / 255
     points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), size, size)
     return render(motion, picture, points).clamp(0, 1).view(size, size, 3).numpy() * 255
@@ -114,7 +121,7 @@ def test_frames_are_what_training_rendered(size, seed):
     truth = in_torch(seed, size, coefficients - prepared.coefficients)
     away = np.abs(frame - truth)[4:-4, 4:-4]
     still = np.abs(scene(size, seed) - truth)[4:-4, 4:-4]
-    assert still.mean() > 3  # something happens
+    assert still.mean() > 2.5  # something happens
     assert away.mean() < 0.6  # of 255, of which rounding to bytes is 0.25
     assert np.percentile(away, 99.9) < 4
 
@@ -223,7 +230,7 @@ def test_layers_are_those_of_training():
     tensors = {name: torch.from_numpy(field) for name, field in make_fields(2).items()}
     boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
     weights = torch.from_numpy(coefficients - prepared.coefficients)[None, None]
-    motion = mix(RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), weights, *boxes)
+    motion = mix(RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), weights, *boxes, drawn(tensors["place"]))
     picture = torch.from_numpy(scene(256, 2)).permute(2, 0, 1)[None].float() / 255
     parted = layers(picture, torch.from_numpy(prepared.matte)[None, None])
     points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 256, 256)
@@ -295,8 +302,12 @@ def test_frames_without_a_buffer_are_the_callers_to_keep():
     assert np.array_equal(renderer.render(prepared.coefficients), at_rest(prepared, 256))
 
 
+def with_nothing_inside(prepared: PreparedPortrait) -> PreparedPortrait:
+    return replace(prepared, inside=replace(prepared.inside, picture=np.zeros((INSIDE, INSIDE, 4), np.float32)))
+
+
 def test_texture_covers_the_mouth_and_follows_the_head():
-    prepared = portrait(texture=0.0)
+    prepared = with_nothing_inside(portrait(texture=0.0))
     mouth = prepared.patches[0]
     texture = np.zeros((COUNTS.mouth_texture, mouth.height, mouth.width, 4), np.float32)
     middle = slice(mouth.height // 2 - 8, mouth.height // 2 + 8), slice(mouth.width // 2 - 12, mouth.width // 2 + 12)
@@ -324,8 +335,40 @@ def test_texture_covers_the_mouth_and_follows_the_head():
     assert np.abs(np.array([mouth.left, mouth.top]) - box[:2]).max() <= 1
 
 
-def test_texture_may_darken_and_brighten_but_never_wraps_around():
+def test_what_the_mouth_holds_shows_where_its_texture_covers_as_fine_as_the_frame():
     prepared = portrait(texture=0.0)
+    mouth = prepared.patches[0]
+    texture = np.zeros((COUNTS.mouth_texture, mouth.height, mouth.width, 4), np.float32)
+    opened = slice(mouth.height // 2 - 8, mouth.height // 2 + 8), slice(mouth.width // 2 - 12, mouth.width // 2 + 12)
+    texture[0][opened] = [200, 0, 0, 1]  # lips open on something red
+    held = np.zeros((INSIDE, INSIDE, 4), np.float32)
+    held[:, : INSIDE // 2] = [0, 250, 0, 1]  # but to the left there is something green, with a sharp edge
+    painted = replace(mouth, texture=texture.reshape(COUNTS.mouth_texture, -1))
+    head = prepared.head.copy()
+    head[0] = np.tile([-10.0, 6.0], head.shape[1] // 2)
+    prepared = replace(
+        prepared, patches=(painted, prepared.patches[1]), head=head, inside=replace(prepared.inside, picture=held)
+    )
+    for size in (256, 512, 1024):
+        renderer, scale = CpuRenderer(prepared, size), size / CANVAS
+        for shift in (0.0, 1.0):
+            coefficients = prepared.coefficients.copy()
+            coefficients[COUNTS.head + COUNTS.face + COUNTS.mouth_flow] += 1
+            coefficients[0] += shift
+            frame = renderer.render(coefficients).astype(int)
+            x, y, width, height = mouth_box(KEYPOINTS) * CANVAS
+            edge = (np.array([x + width / 2, y + height / 2]) + shift * np.array([10, -6])) * scale
+            row = frame[int(edge[1])]
+            green = (row[:, 1] > 230) & (row[:, 0] < 25) & (row[:, 2] < 25)
+            texel = width / INSIDE * scale
+            assert np.flatnonzero(green).max() == pytest.approx(edge[0], abs=texel + 1)
+            assert (row[int(edge[0] + texel + 2) : int(edge[0] + 9 * scale), 0] > 180).all()  # red, and at once
+    closed = prepared.coefficients
+    assert np.array_equal(CpuRenderer(prepared, 512).render(closed), at_rest(prepared, 512))
+
+
+def test_texture_may_darken_and_brighten_but_never_wraps_around():
+    prepared = with_nothing_inside(portrait(texture=0.0))
     patches = []
     for patch, gain in zip(prepared.patches, (400.0, -400.0), strict=True):
         texture = np.zeros((patch.texture.shape[0], patch.height, patch.width, 4), np.float32)

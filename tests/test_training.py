@@ -23,8 +23,9 @@ from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
 from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.boxes import eyes_box, mouth_box  # noqa: E402
-from engine.renderer.network import Renderer  # noqa: E402
-from engine.training import distil, encoder, espeak, export, readings, stage1, stage2, teacher  # noqa: E402
+from engine.renderer.inside import INSIDE  # noqa: E402
+from engine.renderer.network import MOUTH, Motion, PlaceNetwork, Renderer  # noqa: E402
+from engine.training import distil, encoder, espeak, export, place, readings, stage1, stage2, teacher  # noqa: E402
 from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
     EYES_RASTER,
@@ -64,8 +65,8 @@ def head() -> np.ndarray:
     for left, right in [*pairs, *zip(rest[::2], rest[1::2], strict=False)]:
         points[left] = known.get(left, rng.uniform((0.03, -0.8, -0.4), (0.8, 0.9, 0.4)))
         points[right] = points[left] * (-1, 1, 1)
-    for i, place in middle.items():
-        points[i] = place
+    for i, point in middle.items():
+        points[i] = point
     points[rest[-1]] = (0, -0.7, 0.1)
     points -= points[STABLE].mean(0)
     points[:, 0] -= points[:, 0].mean()
@@ -263,6 +264,7 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
         "lids": (3, 3, 36, 72), "matte": (3, 1, MATTE, MATTE), "real": (3,),
         "driver": (stills, 4, 3, SIZE, SIZE), "driver_mouth": (stills, 4), "driver_eyes": (stills, 4),
         "painted_mouth": (stills, 3, 3, 72, 72), "painted_eyes": (stills, 3, 3, 36, 72),
+        "behind": (stills, INSIDE, INSIDE), "held": (3, 3, INSIDE, INSIDE),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
 
@@ -330,7 +332,36 @@ def test_a_still_borrows_motion_and_is_judged_by_landmarks_and_what_is_painted(c
     with torch.no_grad():
         terms = stage1.losses(Renderer(), batch, torch.tensor([False]), None)
     assert terms["picture"] == 0
-    assert min(terms[name] for name in ("landmarks", "mouth", "eyes", "mouth_gradient")) > 0
+    named = ("landmarks", "mouth", "eyes", "mouth_gradient", "share")
+    assert min(terms[name] for name in named) > 0
+
+
+def test_lips_that_meet_show_nothing_between_them(cache, modes):
+    """What covers the line of lips that meet, and met in the portrait, counts; where they are or were apart, not."""
+    sampler = Sampler(cache, modes, cache.split("train"), 12, augment=False)
+    batch = collate([sampler.draw(cache.clips[0], np.random.default_rng(0))])
+    torch.manual_seed(0)
+    model = Renderer()
+
+    def lips(first: float, then: float) -> torch.Tensor:
+        points = batch.landmarks.clone()
+        points[:, :, stage1.LIP_PAIRS[1]] = points[:, :, stage1.LIP_PAIRS[0]]
+        points[:, :1, stage1.LIP_PAIRS[1], 1] += first
+        points[:, 1:, stage1.LIP_PAIRS[1], 1] += then
+        return points
+
+    def asked(landmarks: torch.Tensor, cover: float) -> float:
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(Motion, "trace", lambda _, p: (p, torch.zeros(*p.shape[:2], 3),
+                                                         torch.full((*p.shape[:2], 1), cover)))  # fmt: skip
+            again = replace(batch, landmarks=landmarks)
+            return float(stage1.losses(model, again, torch.tensor([False]), None)["touch"])
+
+    assert asked(lips(0, 0), 0.0) == 0
+    assert asked(lips(0, 0), 1.0) == pytest.approx(1)
+    assert asked(lips(0, 0), 0.2) == pytest.approx(0.04)
+    assert asked(lips(0, 0.05), 1.0) == 0
+    assert asked(lips(0.05, 0), 1.0) == 0
 
 
 def test_a_painted_still_at_rest_is_that_still(cache, modes):
@@ -456,6 +487,37 @@ def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, mode
             assert torch.allclose(trained[part][name], shipped[f"renderer.{name}"].float(), atol=1e-3)
     with pytest.raises(InputError, match="this run has begun"):
         train_renderer(cache_folder, tmp_path, *begin)
+
+
+def test_where_mouths_are_is_learned_apart(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
+    shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
+    before = checkpoint(tmp_path)
+    flags = ("--cache", cache_folder, "--run", tmp_path, "--batch", 2, "--steps", 2)
+    assert place.run(arguments(place, monkeypatch, *flags)) == 0
+    after = checkpoint(tmp_path)
+    assert after["step"] == before["step"]
+    for part in ("model", "average"):
+        changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
+        assert changed and all(name.startswith("portrait.place.") for name in changed)
+    train_renderer(cache_folder, tmp_path, "--steps", 5)  # stage 1 goes on from there, and leaves it alone
+    last = checkpoint(tmp_path)
+    assert last["step"] == 5
+    kept = [name for name in last["model"] if name.startswith("portrait.place.")]
+    assert kept and all(torch.equal(last["model"][name], after["model"][name]) for name in kept)
+
+
+def test_mouths_are_drawn_alike_for_the_same_seed_and_step(cache, modes):
+    mouths = place.Mouths(cache, modes, cache.split("train"))
+    first, again, other = mouths.batch(4, 1, 2), mouths.batch(4, 1, 2), mouths.batch(4, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    crops, places = first
+    assert crops.shape == (4, 3, MOUTH, MOUTH) and places.shape == (4, 8)
+    assert crops.min() >= 0 and crops.max() <= 1
+    network = PlaceNetwork()
+    assert place.off(network, *first).min() > 0
+    network.forward = lambda _: places
+    assert torch.equal(place.off(network, *first), torch.zeros(8))
 
 
 def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
@@ -724,10 +786,27 @@ def test_a_run_of_stage2_can_start_from_weights(latents_folder, tmp_path, monkey
     flags = ("--steps", 1, "--batch", 3, "--from", tmp_path)
     assert stage2.run(arguments(stage2, monkeypatch, *folders, *flags)) == 0
     for part in ("model", "average"):
-        for name, value in checkpoint(tmp_path / "run")[part].items():
-            assert torch.allclose(value, given[name], atol=1e-3)
+        state = checkpoint(tmp_path / "run")[part]
+        for name, value in given.items():
+            assert torch.allclose(state[f"motion.{name}"], value, atol=1e-3)
     with pytest.raises(InputError, match="this run has begun"):
         stage2.run(arguments(stage2, monkeypatch, *folders, *flags))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_speech_encoder_learns_along_if_it_shall(share, latents_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "MotionShape", SMALL)
+    monkeypatch.setattr(stage2, "held_out", lambda *_: {"loss": 0.5})
+    before = stage2.load_speech(speech_run(tmp_path), MotionShape()).state_dict()
+    folders = ("--latents", latents_folder, "--speech", speech_run(tmp_path), "--run", tmp_path / "run")
+    flags = ("--steps", 3, "--batch", 3, "--tune-speech", share)
+    torch.manual_seed(3)
+    assert stage2.run(arguments(stage2, monkeypatch, *folders, *flags)) == 0
+    after = stage2.load_speech(tmp_path / "run", MotionShape()).state_dict()
+    assert same_state(before, after) == (share == 0)
+    state = checkpoint(tmp_path / "run")["average"]
+    motion = stage2.load_motion(tmp_path / "run", SMALL(latent=LATENT))
+    assert all(torch.equal(value, state[f"motion.{name}"]) for name, value in motion.state_dict().items())
 
 
 def test_stage2_can_listen_with_the_speech_encoder_that_ships():
@@ -848,8 +927,10 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     renderer, motion = Renderer(), MotionTransformer(SMALL(latent=LATENT))
     for name, model, step in (("renderer", renderer, 7), ("motion", motion, 9)):
         (tmp_path / name).mkdir()
-        wrong = {key: torch.full_like(value, 5.0) for key, value in model.state_dict().items()}
-        torch.save({"average": model.state_dict(), "model": wrong, "step": step}, tmp_path / name / "checkpoint.pt")
+        prefix = "motion." if name == "motion" else ""
+        right = {prefix + key: value for key, value in model.state_dict().items()}
+        wrong = {key: torch.full_like(value, 5.0) for key, value in right.items()}
+        torch.save({"average": right, "model": wrong, "step": step}, tmp_path / name / "checkpoint.pt")
     corpus = stage2.Corpus.open(latents_folder)
     clips = corpus.split("train", ("clean",))
     normaliser = stage2.Normaliser.fit(corpus, clips)
@@ -893,6 +974,42 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
         far += np.abs(normaliser.centre - z.mean(0))[1:].mean()
     assert off < far
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()} == {0o644}
+
+
+def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tmp_path, monkeypatch):
+    shipped = load_file(WEIGHTS / "weights.safetensors")
+    renderer, run = Renderer(), tmp_path / "renderer"
+    run.mkdir()
+    own = renderer.state_dict()
+    kept = {n: shipped[f"renderer.{n}"].float() for n in own if n.startswith("encoder.")}
+    torch.save({"average": own | kept, "step": 7}, run / "checkpoint.pt")
+    given = {}
+
+    def keep(renderer, speech, motion, arrays, output, note):
+        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note)
+        output.mkdir()
+        for name in (*FILES, "config.json"):
+            (output / name).touch()
+
+    def asked(*flags: object) -> argparse.Namespace:
+        parser = argparse.ArgumentParser()
+        export.add_arguments(parser)
+        return parser.parse_args([str(flag) for flag in ("--renderer", run, "--output", tmp_path / "weights", *flags)])
+
+    monkeypatch.setattr(export, "export", keep)
+    assert export.run(asked("--from", WEIGHTS)) == 0
+    assert same_state(given["renderer"].state_dict(), own | kept)
+    for part in ("motion", "speech"):
+        for name, value in given[part].state_dict().items():
+            assert torch.equal(value, shipped[f"{part}.{name}"].float())
+    assert set(given["arrays"]) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
+    assert all(np.array_equal(value, shipped[name].numpy()) for name, value in given["arrays"].items())
+    assert given["note"]["renderer_steps"] == 7
+    torch.save({"average": own, "step": 7}, run / "checkpoint.pt")
+    with pytest.raises(InputError, match="its encoder is not the renderer's"):
+        export.run(asked("--from", WEIGHTS))
+    with pytest.raises(InputError, match="--speech is missing"):
+        export.run(asked())
 
 
 def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, latents_folder):

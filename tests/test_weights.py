@@ -9,7 +9,7 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from engine.model import FILES, RUNTIME_ARRAYS, Model, WeightsError
+from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, Model, WeightsError
 from engine.renderer.cpu import FieldCounts, portrait_inputs
 
 torch = pytest.importorskip("torch")
@@ -68,7 +68,7 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
         )
         fields = renderer.portrait(halve(picture), crops(picture, mouth, MOUTH, MOUTH), crops(picture, eyes, *EYES))
     assert same(model.encode(inputs)[None], latent)
-    for name, ours in zip(("head", "face", "mouth", "eyes", "matte"), model._portrait(inputs), strict=True):
+    for name, ours in zip(FIELDS, model._portrait(inputs), strict=True):
         truth = getattr(fields, name)
         scale = float(truth.abs().max())
         assert 1e-4 < scale < 100

@@ -6,8 +6,10 @@ The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once in
     y = x + sum_k c_k H_k(x)                  the head moves           (fields over the picture, 32 x 32)
     u = y + sum_k c_k L_k(y)                  the face deforms         (fields over the picture, 128 x 128,
                                                                         and finer ones in the mouth and eyes boxes)
-    (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: teeth, cavity, lids; that
-                                                                        of the mouth has sharp edges, see lips.py)
+    (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: cavity, lids; that of the
+                                                                        mouth has sharp edges, see lips.py)
+    t = (1 - s(y)) t + a s(y) I(y)            what a mouth holds       (I: drawn once, fixed to the head, see inside.py;
+                                                                        s: where it is seen, see Fields)
     v = front(u) + (1 - m(u)) back(x)         the background stays     (m: the person's matte, see layers)
     frame(x) = (1 - a) v + t                  where it covers the old  (a: its opacity, t: its premultiplied colour)
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.renderer import lips
+from engine.renderer.inside import INSIDE
 
 PICTURE = 128  # side of the picture that the portrait network and the encoder see
 MOUTH = 96  # side of the mouth patch
@@ -132,7 +135,9 @@ class Fields:
 
     head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 4, 96, 96) and
     eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity;
-    matte (B, 1, 128, 128): logits of how much of a pixel is the person's.
+    matte (B, 1, 128, 128): logits of how much of a pixel is the person's; share (B, 1, 192, 192) in 0..1, over the
+    mouth box: how far the mouth's texture shows what the mouth holds instead of colours of its own; place (B, 8): where
+    the mouth is, so that this can be drawn (see inside.py).
     """
 
     head: Tensor
@@ -140,6 +145,34 @@ class Fields:
     mouth: Tensor
     eyes: Tensor
     matte: Tensor
+    share: Tensor
+    place: Tensor
+
+
+def with_place(x: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W): two channels that tell where a pixel lies are added, and the colours centred."""
+    height, width = x.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=x.device).view(1, 1, -1, 1).expand(len(x), 1, height, width)
+    z = torch.linspace(-1, 1, width, device=x.device).view(1, 1, 1, -1).expand(len(x), 1, height, width)
+    return torch.cat([x - 0.5, y, z], 1)
+
+
+class PlaceNetwork(nn.Module):
+    """Mouth crops (B, 3, 96, 96) in 0..1 -> where the mouth is (B, 8), see inside.Place. It is a network of its own,
+    taught by landmarks (see training/place.py)."""
+
+    #: What is usual, and how far off that a unit of the network's output is.
+    USUAL = (0.5, 0.44, 0.34, 0.0, 0.0, 0.055, 0.6, 0.65)
+    UNIT = (0.03, 0.03, 0.06, 0.04, 0.04, 0.02, 0.15, 0.1)
+
+    def __init__(self):
+        super().__init__()
+        self.body = ConvEncoder((24, 48, 96, 128), (6, 6), len(self.USUAL))
+        self.register_buffer("usual", torch.tensor(self.USUAL), persistent=False)
+        self.register_buffer("unit", torch.tensor(self.UNIT), persistent=False)
+
+    def forward(self, mouth: Tensor) -> Tensor:
+        return self.usual + self.unit * self.body(mouth - 0.5).float()
 
 
 class PortraitNetwork(nn.Module):
@@ -158,34 +191,32 @@ class PortraitNetwork(nn.Module):
         self.matte_out = nn.Conv2d(widths[0], 1, 3, 1, 1)
         self.mouth = UNet(5, (32, 64, 96, 128))
         self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 4 * shape.mouth_texture, 3, 1, 1)
+        self.place = PlaceNetwork()
+        self.share_out = nn.Conv2d(32, 1, 3, 1, 1)
         self.eyes = UNet(5, (24, 48, 64, 96))
         self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 4 * shape.eyes_texture, 3, 1, 1)
         self.register_buffer("mouth_window", _window(MOUTH, MOUTH), persistent=False)
         self.register_buffer("eyes_window", _window(*EYES), persistent=False)
 
-    @staticmethod
-    def _with_place(x: Tensor) -> Tensor:
-        """Add two channels that tell where a pixel lies, and centre the colours."""
-        height, width = x.shape[-2:]
-        y = torch.linspace(-1, 1, height, device=x.device).view(1, 1, -1, 1).expand(len(x), 1, height, width)
-        z = torch.linspace(-1, 1, width, device=x.device).view(1, 1, 1, -1).expand(len(x), 1, height, width)
-        return torch.cat([x - 0.5, y, z], 1)
-
-    def _patch(self, unet: UNet, out: nn.Conv2d, window: Tensor, crop: Tensor, flows: int) -> Tensor:
-        x = out(unet(self._with_place(crop))[-1]).float() * window
+    def _patch(self, features: Tensor, out: nn.Conv2d, window: Tensor, flows: int) -> Tensor:
+        x = out(features).float() * window
         return torch.cat([x[:, : 2 * flows] * self.FLOW_SCALE, x[:, 2 * flows :] * self.TEXTURE_SCALE], 1)
 
     def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> Fields:
-        features = self.whole(self._with_place(picture))
+        features = self.whole(with_place(picture))
+        mouth_features, eyes_features = self.mouth(with_place(mouth))[-1], self.eyes(with_place(eyes))[-1]
+        share = self.share_out(mouth_features).float().sigmoid() * self.mouth_window
         shape, batch = self.shape, len(picture)
         head = self.head_out(features[2]).float().view(batch, shape.head, 2, HEAD_FIELD, HEAD_FIELD) * self.FLOW_SCALE
         face = self.face_out(features[4]).float().view(batch, shape.face, 2, FACE_FIELD, FACE_FIELD) * self.FLOW_SCALE
         return Fields(
             head,
             face,
-            self._patch(self.mouth, self.mouth_out, self.mouth_window, mouth, shape.mouth_flow),
-            self._patch(self.eyes, self.eyes_out, self.eyes_window, eyes, shape.eyes_flow),
+            self._patch(mouth_features, self.mouth_out, self.mouth_window, shape.mouth_flow),
+            self._patch(eyes_features, self.eyes_out, self.eyes_window, shape.eyes_flow),
             self.matte_out(features[4]).float(),
+            F.interpolate(share, size=INSIDE, mode="bilinear", align_corners=False),
+            self.place(mouth),
         )
 
 
@@ -284,6 +315,7 @@ class Motion:
     eyes: Tensor
     mouth_box: Tensor  # (B * T, 4)
     eyes_box: Tensor
+    inside: Tensor  # (B, 4, 192, 192), the same for all frames of a portrait: what the mouth holds, and the share
 
     def trace(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output points (B * T, M, 2) -> where they come from in the portrait (B * T, M, 2), and the colour
@@ -297,11 +329,18 @@ class Motion:
             source = source + found[..., :2]
             texture = texture + found[..., 2:] * (lips.gain(found[..., 5:]) if patch is self.mouth else 1)
         # colour is premultiplied: where opacity would go beyond one, the colour must not shine with it
-        return source, texture[..., :3] / texture[..., 3:].clamp(min=1), opacity(texture[..., 3:])
+        colour, cover = texture[..., :3] / texture[..., 3:].clamp(min=1), texture[..., 3:]
+        at = (still - self.mouth_box[:, None, :2]) / self.mouth_box[:, None, 2:]
+        found = sample(self.inside, at.reshape(len(self.inside), -1, 2), "zeros").reshape(*points.shape[:2], 4)
+        shown = found[..., 3:]
+        return source, colour * (1 - shown) + cover.clamp(0, 1) * shown * found[..., :3], opacity(cover)
 
 
-def mix(shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor) -> Motion:
-    """Coefficient differences (B, T, C) and fields of B portraits -> the motion of B * T frames."""
+def mix(
+    shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor, held: Tensor
+) -> Motion:
+    """Coefficient differences (B, T, C), fields of B portraits and what their mouths hold (B, 3, 192, 192) -> the
+    motion of B * T frames."""
     times = weights.shape[1]
     head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = weights.split(shape.split, -1)
     return Motion(
@@ -311,4 +350,5 @@ def mix(shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor
         _mix_patch(torch.cat([eyes_flow, eyes_texture], -1), fields.eyes, shape.eyes_flow, shape.eyes_texture),
         mouth_box.repeat_interleave(times, 0),
         eyes_box.repeat_interleave(times, 0),
+        torch.cat([held, fields.share], 1),
     )

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from engine.gather import Gatherer, together
 from engine.renderer import lips
 from engine.renderer.cpu import CANVAS, FINER, FieldCounts, PreparedPortrait, fine_layers
+from engine.renderer.inside import INSIDE
 from engine.renderer.matte import Layers
 
 #: Frames in one batch, at most.
@@ -183,7 +184,8 @@ class _Store:
     """What is kept of `side` * `side` portraits; see the module. tables: fields, (places * K, planes * n) each, flows
     in half sides of the canvas; spots: where on the canvas the pixels of the mouth's and the eyes' patches lie,
     (places, n) each; atlas (1, 4, side * tile, side * tile): the persons' colours and how much of the background shows
-    through, in 0..255; backs (places, 3, size, size) uint8: the backgrounds; corners (2, places): of the tiles, and
+    through, in 0..255; backs (places, 3, size, size) uint8: the backgrounds; insides (places, 4, n, n) and boxes
+    (places, 4): what mouths hold, see inside.Inside; corners (2, places): of the tiles, and
     axis (tile / FINER,): of a frame's pixels from there, both in half sides of the atlas."""
 
     side: int
@@ -192,6 +194,8 @@ class _Store:
     spots: tuple[Tensor, Tensor]
     atlas: Tensor
     backs: Tensor
+    insides: Tensor
+    boxes: Tensor
     corners: Tensor
     axis: Tensor
 
@@ -207,10 +211,12 @@ class _Store:
         spots = tuple(torch.arange(n, device=device).remainder_(CANVAS**2).repeat(side * side, 1) for n in reach)
         atlas = torch.zeros(1, 4, side * tile, side * tile, device=device)
         backs = torch.zeros(side * side, 3, tile // FINER, tile // FINER, dtype=torch.uint8, device=device)
+        insides = torch.zeros(side * side, 4, INSIDE, INSIDE, device=device)
+        boxes = torch.ones(side * side, 4, device=device)
         places = torch.arange(side * side, device=device)
         corners = torch.stack([places % side, places // side]) * (2 / side) - 1
         axis = (2 * torch.arange(FINER // 2, tile, FINER, device=device) + 1) / (side * tile)
-        return cls(side, reach, tables, spots, atlas, backs, corners, axis)
+        return cls(side, reach, tables, spots, atlas, backs, insides, boxes, corners, axis)
 
     @property
     def pixel(self) -> float:
@@ -232,7 +238,8 @@ class _Store:
         for mine, theirs in zip(self.spots, other.spots, strict=True):
             mine[place, : theirs.shape[1]] = theirs[place]
         self.tile(place).copy_(other.tile(place))
-        self.backs[place] = other.backs[place]
+        for mine, theirs in ((self.backs, other.backs), (self.insides, other.insides), (self.boxes, other.boxes)):
+            mine[place] = theirs[place]
 
 
 @dataclass(eq=False)
@@ -289,6 +296,8 @@ class _Company:
             spots[place] = own
         store.tile(place).copy_(torch.from_numpy(seat.layers.front).to(self._device).permute(2, 0, 1))
         store.backs[place] = torch.from_numpy(seat.layers.back).to(self._device).permute(2, 0, 1)
+        store.insides[place] = torch.from_numpy(portrait.inside.picture).to(self._device).permute(2, 0, 1)
+        store.boxes[place] = torch.from_numpy(portrait.inside.box).to(self._device)
         self._store = store
         self.places.add(place)
         seat.place, seat.portrait, seat.layers = place, None, None
@@ -356,7 +365,7 @@ class _Company:
         spots = [spots.index_select(0, places).unsqueeze(1) for spots in self._store.spots]
         moved = self._move(still, spots, weights, rows).add_(head)
         picture = self._pick(moved, places)
-        return self._paint(picture, still, spots, weights, rows)
+        return self._paint(picture, still, spots, weights, rows, places)
 
     def _move(self, still: Tensor, spots: list[Tensor], weights: list[Tensor], rows: list[Tensor]) -> Tensor:
         """The face's displacement, carried by the head: (n, 2, CANVAS, CANVAS) in half sides of the picture."""
@@ -382,9 +391,11 @@ class _Company:
         return picked[:3].addcmul_(back, picked[3], value=1 / 255)
 
     def _paint(
-        self, picture: Tensor, still: Tensor, spots: list[Tensor], weights: list[Tensor], rows: list[Tensor]
-    ) -> Tensor:
-        """The patches' textures over the picture, where the head carried them: (n, size, size, 3) uint8."""
+        self, picture: Tensor, still: Tensor, spots: list[Tensor], weights: list[Tensor], rows: list[Tensor],
+        places: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The patches' textures, and what the mouths hold, over the picture, where the head carried them: (n, size,
+        size, 3) uint8."""
         texture = torch.zeros(len(still), 4, CANVAS * CANVAS, device=self._device)
         for kind, spot in zip((MOUTH_TEXTURE, EYES_TEXTURE), spots, strict=True):
             mixed = self._mix(kind, weights, rows)
@@ -394,13 +405,26 @@ class _Company:
         carried = F.grid_sample(
             texture.view(-1, 4, CANVAS, CANVAS), still, padding_mode="zeros", align_corners=False
         ).transpose(0, 1)
-        opacity = carried[3]
+        opacity = carried[3].clone()
         carried[:3] /= opacity.clamp(min=1.0)
         carried[3] = 1 - torch.maximum(0.1 * opacity, opacity.clamp(max=1.0))  # what is kept; as network.opacity
         carried[:3] += 0.5  # for rounding, here where planes are small
-        layer = _enlarged(carried, self._size)
+        layer = _enlarged(torch.cat([carried, opacity[None].clamp(0, 1)]), self._size)
+        found = self._held(still, places)
+        shown = found[3]
+        layer[:3] *= 1 - shown
+        layer[:3] += layer[4] * shown * found[:3] + 0.5 * shown
         frame = layer[:3].addcmul_(picture, layer[3])
         return self._bytes(frame)
+
+    def _held(self, still: Tensor, places: Tensor) -> Tensor:
+        """What the mouths hold, where the head carried it: (4, n, size, size), colours and how far they are shown."""
+        store = self._store
+        boxes = store.boxes.index_select(0, places)[:, :, None, None]
+        where = _enlarged(still.permute(0, 3, 1, 2), self._size).add_(1).mul_(0.5)
+        grid = where.sub_(boxes[:, :2]).div_(boxes[:, 2:]).mul_(2).sub_(1).permute(0, 2, 3, 1)
+        held = store.insides.index_select(0, places)
+        return F.grid_sample(held, grid, padding_mode="zeros", align_corners=False).transpose(0, 1)
 
     def _bytes(self, frame: Tensor) -> Tensor:
         """(3, n, size, size) float, greater by 0.5 than what it shall be -> (n, size, size, 3) uint8."""

@@ -16,7 +16,7 @@ import torch
 
 from engine.motion.network import MotionShape, MotionTransformer
 from engine.training.metrics import lagged_correlations
-from engine.training.stage2 import Corpus, Normaliser, WindowSampler, generate, load_speech
+from engine.training.stage2 import Corpus, Normaliser, WindowSampler, generate, load_motion, load_speech
 
 REACH = 4
 #: A slide must fit this well to be believed, and each frame of it costs so much of the correlation (squared).
@@ -60,7 +60,7 @@ def made_lips(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or `motion`")
     parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
 
 
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
     normaliser = Normaliser.load(args.motion)
     shape = MotionShape(latent=corpus.latents.shape[1])
     care = torch.from_numpy(np.load(args.latents / "care.npy"))
-    model = MotionTransformer(shape).eval()
-    state = torch.load(args.motion / "checkpoint.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(state["average"])
+    model = load_motion(args.motion, shape)
     sampler = WindowSampler(corpus, clips, normaliser, shape)
     series = made_lips(sampler, clips, load_speech(args.speech, shape), model, care[:, shape.latent])
     by_source: dict[str, list[float | None]] = {}

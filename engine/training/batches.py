@@ -15,28 +15,27 @@ from torch import Tensor
 
 from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
+from engine.renderer.inside import INSIDE, Place, draw
 from engine.training.held_out import held_out
-from engine.training.modes import EYELIDS, LIPS, POSE, STABLE, Modes, rigid_fit
-from engine.training.painting import bend, brightness, mouth_inside, own_inside
+from engine.training.modes import EYELIDS, INNER_LIPS, LIPS, POSE, STABLE, Modes, rigid_fit
+from engine.training.painting import behind_lips, bend, brightness, own_inside, place_of, smiling
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
 SOURCE_WEIGHT = {
-    "lrc_ar": 0.28,
-    "grid": 0.1,
-    "talkvid": 0.2,
-    "vasa1": 0.12,
+    "lrc_ar": 0.26,
+    "grid": 0.13,
+    "talkvid": 0.17,
+    "vasa1": 0.1,
     "liveportrait": 0.06,
-    "portraits": 0.24,
+    "portraits": 0.30,
 }
 
 
 #: Side of the raster on which the mouth window is judged.
 MOUTH_RASTER = 72
 #: Lips further apart than this share of the mouth's width show what is between them.
-PARTED = 0.08
-#: The inner outline of the lips, in order.
-INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
+PARTED = 0.12
 
 
 def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
@@ -88,11 +87,13 @@ class Batch:
     2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes; target_mouth and
     target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips, over the mouth
     window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over the eyes
-    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; real (B,): 0 where the targets
+    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; held (B, 3, 192, 192): what is
+    drawn in the portrait's mouth, see inside.py; real (B,): 0 where the targets
     are made up from a still, so that only landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
     driver_mouth and driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose
     motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like
-    in the targets' windows (see painting.py)."""
+    in the targets' windows (see painting.py). behind (S, 192, 192): where, over the stills' own mouth boxes, what
+    their mouths hold may come to light."""
 
     frames: Tensor
     landmarks: Tensor
@@ -104,12 +105,14 @@ class Batch:
     inside: Tensor
     lids: Tensor
     matte: Tensor
+    held: Tensor
     real: Tensor
     driver: Tensor
     driver_mouth: Tensor
     driver_eyes: Tensor
     painted_mouth: Tensor
     painted_eyes: Tensor
+    behind: Tensor
 
 
 @dataclass(frozen=True)
@@ -216,12 +219,12 @@ def _painted(
 ) -> dict[str, np.ndarray]:
     """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, and its
     windows (1 + T, 4) -> what is painted on it, see Batch."""
-    light = brightness(still, mouth[0])
+    look = mouth_place(still, landmarks[0], mouth[0], sharp=True)
     start = landmarks[0, :, :2]
     around_mouth, around_eyes = (_around(start, box, kept) for box, kept in ((mouth[0], LIPS), (eyes[0], EYELIDS)))
     mouths, eye_pictures = [], []
     for moved, head, window, eyes_window in zip(landmarks[1:], carried[1:], mouth[1:], eyes[1:], strict=True):
-        inside = mouth_inside(head, window, light, MOUTH_RASTER)
+        inside = draw(place_of(head, window, look), MOUTH_RASTER)
         if lip_gap(landmarks[0]) > PARTED:  # its teeth stay where they are in its head, whatever the lips do
             places = start[STABLE], head[STABLE, :2]
             own, known = own_inside(still, start[INNER_LIPS], *places, window, MOUTH_RASTER)
@@ -231,6 +234,13 @@ def _painted(
         mouths.append(outside + (inside - outside) * mask)
         eye_pictures.append(bend(still, start[around_eyes], moved[around_eyes, :2], eyes_window, *EYES_RASTER))
     return {"painted_mouth": np.stack(mouths), "painted_eyes": np.stack(eye_pictures)}
+
+
+def mouth_place(frame: np.ndarray, landmarks: np.ndarray, box: np.ndarray, sharp: bool) -> Place:
+    """Where a frame's (S, S, 3) mouth is in its window (4,), by its landmarks (478, 2+). sharp: whether it can be seen
+    what an open mouth shows."""
+    place = place_of(landmarks, box, light=brightness(frame, box))
+    return smiling(place, frame, landmarks, box) if sharp and lip_gap(landmarks) > PARTED else place
 
 
 def _around(landmarks: np.ndarray, box: np.ndarray, kept: list[int]) -> np.ndarray:
@@ -283,7 +293,7 @@ class Sampler:
             at = at[np.arange(1 + self.targets) % clip["count"]]
         frames = [self.cache.frames[clip["start"] + i] for i in at]
         matte = self.cache.mattes[clip["start"] + at[0]]
-        jitter = np.zeros((2, 2), np.float32)
+        jitter, zoom = np.zeros((2, 2), np.float32), np.ones(2, np.float32)
         if self.augment:
             change = Augmentation.draw(rng)
             landmarks = change.landmarks(landmarks, self.modes.mirror)
@@ -292,6 +302,7 @@ class Sampler:
                 driver, motion = [change.frame(frame) for frame in driver], change.landmarks(motion, self.modes.mirror)
                 carried = change.landmarks(carried, self.modes.mirror)
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
+            zoom = np.exp(rng.normal(0, 0.04, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)
         latents[:, POSE:] -= latents[:, POSE:].mean(0)
         if not still:
@@ -299,13 +310,17 @@ class Sampler:
         keypoints = [keypoints_of(points) for points in landmarks]
         mouth = _of_first_size(np.stack([mouth_box(points) for points in keypoints]))
         eyes = _of_first_size(np.stack([eyes_box(points) for points in keypoints]))
-        mouth[0, :2] += jitter[0]  # at run time another detector places the boxes
-        eyes[0, :2] += jitter[1]
+        for boxes, off, larger in zip((mouth, eyes), jitter, zoom, strict=True):
+            # at run time another detector places the portrait's boxes
+            boxes[0, :2] += off + boxes[0, 2:] * (1 - larger) / 2
+            boxes[0, 2:] *= larger
         borrowed = {}
         if still:
             donated = keypoints_of(motion[0])
             boxes = {"driver_mouth": mouth_box(donated), "driver_eyes": eyes_box(donated)}
             borrowed = {"driver": np.stack(driver)} | boxes | _painted(frames[0], landmarks, carried, mouth, eyes)
+            borrowed["behind"] = behind_lips(landmarks[0], mouth[0], INSIDE)
+        place = mouth_place(frames[0], landmarks[0], mouth[0], sharp=still)
         return borrowed | {
             "frames": np.stack(frames * (1 + self.targets) if still else frames),
             "landmarks": landmarks[..., :2],
@@ -317,6 +332,7 @@ class Sampler:
                 [closed_lids(landmarks[0], p, box) for p, box in zip(landmarks[1:], eyes[1:], strict=True)]
             ),
             "matte": matte[None],
+            "held": draw(place, INSIDE),
             "real": 0.0 if still else 1.0,
         }
 
@@ -352,9 +368,8 @@ def collate(parts: list[dict]) -> Batch:
     def boxes(name: str) -> Tensor:
         return torch.from_numpy(np.array([part[name] for part in stills], np.float32).reshape(-1, 4))
 
-    def painted(name: str, height: int, width: int) -> Tensor:
-        pictures = np.array([part[name] for part in stills], np.float32)
-        return torch.from_numpy(pictures.reshape(len(stills), times, height, width, 3)).permute(0, 1, 4, 2, 3)
+    def painted(name: str, *shape: int) -> Tensor:
+        return torch.from_numpy(np.array([part[name] for part in stills], np.float32).reshape(len(stills), *shape))
 
     return Batch(
         frames=frames,
@@ -367,10 +382,12 @@ def collate(parts: list[dict]) -> Batch:
         inside=stack("inside"),
         lids=stack("lids"),
         matte=stack("matte") / 255,
+        held=stack("held").permute(0, 3, 1, 2),
         real=torch.tensor([part["real"] for part in parts]),
         driver=pictures([part["driver"] for part in stills]) if stills else frames[:0],
         driver_mouth=boxes("driver_mouth"),
         driver_eyes=boxes("driver_eyes"),
-        painted_mouth=painted("painted_mouth", MOUTH_RASTER, MOUTH_RASTER),
-        painted_eyes=painted("painted_eyes", *EYES_RASTER),
+        painted_mouth=painted("painted_mouth", times, MOUTH_RASTER, MOUTH_RASTER, 3).permute(0, 1, 4, 2, 3),
+        painted_eyes=painted("painted_eyes", times, *EYES_RASTER, 3).permute(0, 1, 4, 2, 3),
+        behind=painted("behind", INSIDE, INSIDE),
     )

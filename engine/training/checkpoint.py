@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.errors import InputError
 
 FILE = "checkpoint.pt"
+NAMED = 8
 
 
 @dataclass
@@ -87,8 +88,9 @@ def follow(average: dict[str, Tensor], model: nn.Module, share: float) -> None:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Parameter groups that have a "share" learn at that share of the rate."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def cosine_rate(rate: float, step: int, steps: int, warmup: int, least: float = 0.0) -> float:
@@ -107,8 +109,8 @@ def append(path: Path, line: dict) -> None:
 def start_from_weights(model: nn.Module, run: Path, weights: Path, part: str) -> None:
     """Give the model of a new run the parameters that a weights folder ships for its part ("renderer", "motion"),
     widened from float16 to the model's own type. What the file lacks or has in another shape stays as it was
-    initialised, and is named in one printed line. Only names and shapes count: the weights may be of another version
-    than this program's. Raises InputError, and so where the run has begun already."""
+    initialised, and is named in one printed line (beyond the first NAMED counted). Only names and shapes count: the
+    weights may be of another version than this program's. Raises InputError, and so where the run has begun already."""
     if (run / FILE).is_file():
         raise InputError(f"{run / FILE}: this run has begun; leave out --from to resume it, or give another --run")
     own, shipped = model.state_dict(), shipped_part(weights, part)
@@ -117,7 +119,8 @@ def start_from_weights(model: nn.Module, run: Path, weights: Path, part: str) ->
         raise InputError(f"{weights}: nothing there fits the {part}; give a folder made by `ifmdm train export`")
     model.load_state_dict(own | fitting)
     fresh = [name for name in own if name not in fitting]
-    print(f"started from {weights}; as initialised: {', '.join(fresh) or 'nothing'}", flush=True)
+    some = ", ".join(fresh[:NAMED]) + (f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else "")
+    print(f"started from {weights}; as initialised: {some or 'nothing'}", flush=True)
 
 
 def shipped_part(weights: Path, part: str) -> dict[str, Tensor]:

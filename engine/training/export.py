@@ -22,20 +22,23 @@ import numpy as np
 import onnx
 import safetensors.numpy
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from engine.errors import InputError
 from engine.features import LATENT_HOP, LogMel
 from engine.head import Style, statistics
-from engine.model import FILES, VERSION, Model
+from engine.model import FIELDS, FILES, VERSION, Model
 from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
+from engine.training.checkpoint import read, shipped_part
 from engine.training.latents import load_renderer
 from engine.training.modes import POSE, POSE_UNIT
 from engine.training.prepare import SIZE
 from engine.training.stage1 import crop, halve
-from engine.training.stage2 import Corpus, load_speech
+from engine.training.stage2 import Corpus, load_motion, load_speech
 
 
 class EncoderGraph(nn.Module):
@@ -60,7 +63,7 @@ class PortraitGraph(nn.Module):
     def forward(self, picture: Tensor, mouth: Tensor, eyes: Tensor) -> tuple[Tensor, ...]:
         crops = crop(picture, mouth, MOUTH, MOUTH), crop(picture, eyes, *EYES)
         fields = self.renderer.portrait(halve(picture), *crops)
-        return fields.head, fields.face, fields.mouth, fields.eyes, fields.matte
+        return tuple(getattr(fields, name) for name in FIELDS)
 
 
 class CoefficientsGraph(nn.Module):
@@ -260,8 +263,7 @@ def export(
     mouth, eyes = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.3, 0.3, 0.4, 0.2]])
     picture, boxes = (torch.rand(1, 3, SIZE, SIZE), mouth, eyes), ["picture", "mouth_box", "eyes_box"]
     _export(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
-    fields = ["head", "face", "mouth", "eyes", "matte"]
-    _export(PortraitGraph(renderer), picture, boxes, fields, output / "portrait.onnx", False)
+    _export(PortraitGraph(renderer), picture, boxes, list(FIELDS), output / "portrait.onnx", False)
     _export(
         CoefficientsGraph(renderer), (torch.rand(2, renderer.shape.latent),), ["latents"], ["coefficients"],
         output / "coefficients.onnx", True,
@@ -291,7 +293,7 @@ def export(
 #: In reenactment, landmarks see mouths swing 0.935 times as widely as the real ones: L1 makes a renderer cautious.
 OPENING = 1.07
 #: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
-WIDEST, NARROWEST = 1.415, 0.85
+WIDEST, NARROWEST = 1.55, 0.85
 
 
 def _spoken(model: Model, corpus: Corpus, count: int, goal: Callable[[np.ndarray], Statistics], swing: np.ndarray):
@@ -360,27 +362,57 @@ def write_array(directory: Path, name: str, value: np.ndarray) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`")
-    parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
-    parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--output", type=Path, required=True, help="weights folder to write")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that all but the renderer comes "
+                        "from, which must have kept its encoder; instead of what follows")  # fmt: skip
+    parser.add_argument("--speech", type=Path, help="run folder of `ifmdm train speech`, or that of "
+                        "`motion` if it learned along there")  # fmt: skip
+    parser.add_argument("--motion", type=Path, help="run folder of `ifmdm train motion`")
+    parser.add_argument("--latents", type=Path, help="folder made by `ifmdm train latents`")
+    parser.add_argument("--cache", type=Path, help="folder made by `ifmdm train prepare`")
 
 
-def run(args: argparse.Namespace) -> int:
-    renderer = load_renderer(args.renderer)
-    state = torch.load(args.motion / "checkpoint.pt", map_location="cpu", weights_only=True)
+def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path) -> None:
+    """Export a renderer with all else as a weights folder has it. Raises InputError where its encoder is another one:
+    then latents mean something else, and stage 2 must learn them."""
+    shipped = shipped_part(weights, "renderer")
+    for name, value in renderer.encoder.state_dict().items():
+        if not torch.equal(value.half(), shipped[f"encoder.{name}"]):
+            raise InputError(f"{weights}: its encoder is not the renderer's; train motion on the new one's latents")
+    shape = MotionShape(latent=renderer.shape.latent)
+    motion = MotionTransformer(shape).eval()
+    motion.load_state_dict(shipped_part(weights, "motion"))
+    with safe_open(weights / "weights.safetensors", "numpy") as file:
+        names = [name for name in file.keys() if name.startswith("runtime.")]  # noqa: SIM118 (no mapping)
+        arrays = {name: file.get_tensor(name) for name in names}
+    note = json.loads((weights / "config.json").read_text())["training"] | {"renderer_steps": steps}
+    export(renderer, load_speech(weights, shape), motion, arrays, output, note)
+
+
+def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
+    """Export what the runs of both stages learned, and measure what the runtime must know of it."""
     corpus = Corpus.open(args.latents)
     shape = MotionShape(latent=renderer.shape.latent)
-    speech, motion = load_speech(args.speech, shape), MotionTransformer(shape).eval()
-    motion.load_state_dict(state["average"])
+    speech, motion = load_speech(args.speech, shape), load_motion(args.motion, shape)
     with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
-    steps = torch.load(args.renderer / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
-    export(renderer, speech, motion, arrays, args.output, {"renderer_steps": steps, "motion_steps": state["step"]})
+    note = {"renderer_steps": steps, "motion_steps": read(args.motion)["step"]}
+    export(renderer, speech, motion, arrays, args.output, note)
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
     write_array(args.output, "runtime.swing", widen(args.output, corpus))
+
+
+def run(args: argparse.Namespace) -> int:
+    missing = [name for name in ("speech", "motion", "latents", "cache") if getattr(args, name) is None]
+    if args.weights is None and missing:
+        raise InputError(f"--{missing[0]} is missing; give it, or --from with the weights that have it")
+    renderer = load_renderer(args.renderer)
+    steps = read(args.renderer)["step"]
+    if args.weights is not None:
+        _renewed(renderer, steps, args.weights, args.output)
+    else:
+        _made(renderer, steps, args)
     for name in (*FILES, "config.json"):
         (args.output / name).chmod(0o644)
     size = sum((args.output / name).stat().st_size for name in (*FILES, "config.json"))

@@ -102,7 +102,7 @@ def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np
         still[..., : model.shape.head] = 0
         portrait = frames[:, 0].expand(len(within), -1, -1, -1)
         for total, w, box in ((local, still, mouth), (local, still, eyes), (whole, weights, everywhere)):
-            motion = mix(model.shape, fields, w, mouth, eyes)
+            motion = mix(model.shape, fields, w, mouth, eyes, batch.held.to(device))
             points = grid_points(box.expand(len(within), 4), 64, 64)
             total += (render(motion, portrait, points) - sample(portrait, points)).abs().mean((1, 2)).cpu().numpy()
     care = local / local.mean() + whole / whole.mean() / 3

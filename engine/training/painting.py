@@ -5,25 +5,14 @@ the colour of lips. Landmarks say where a still's lips and lids would be: its ow
 mouth opens there is painted what would be seen: upper teeth, which are fixed to the skull, darkness and a tongue.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from engine.renderer.inside import ENAMEL, TEETH, Place, raster, teeth_in
 from engine.renderer.lips import smoothstep
-
-#: Where one upper tooth ends and the next begins, in widths of the mouth from the middle of the face.
-BETWEEN_TEETH = (0.0, 0.165, 0.29, 0.4)
-#: How far below the line of the closed lips upper teeth reach, in widths of the mouth.
-TEETH = 0.07
-#: Colours in 0..1 under full light.
-ENAMEL, DARKNESS, TONGUE = (np.array(c) for c in ((0.93, 0.89, 0.83), (0.13, 0.055, 0.05), (0.42, 0.19, 0.18)))
-
-
-def raster(box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Box (4,) -> centres of a raster's pixels over it, (height, width, 2) in 0..1 of the picture."""
-    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-    return np.stack(np.meshgrid(x, y), -1) * box[2:] + box[:2]
+from engine.training.modes import INNER_LIPS, STABLE
 
 
 @dataclass(frozen=True)
@@ -57,23 +46,40 @@ def brightness(picture: np.ndarray, box: np.ndarray) -> float:
     return float(np.percentile(picture[top:bottom, left:right].mean(-1), 85)) / 255
 
 
-def mouth_inside(carried: np.ndarray, box: np.ndarray, light: float, side: int) -> np.ndarray:
-    """Landmarks (478, 2+) of a still with closed lips, carried by its head's motion alone, and a mouth window (4,) ->
-    what would be seen there if the lips were not in the way, (side, side, 3) in 0..1. light: brightness of the skin."""
-    points = carried[:, :2].astype(np.float64)
+def place_of(landmarks: np.ndarray, box: np.ndarray, look: Place | None = None, light: float = 1.0) -> Place:
+    """Landmarks (478, 2+) and a mouth window (4,) -> the mouth's place there. look: a place whose line, edge, light and
+    enamel it has, for landmarks that a head's motion alone has carried from there; else that of lips which are closed
+    in such a light of the skin."""
+    points = landmarks[:, :2].astype(np.float64)
+    middle, along = ((points[78] + points[308]) / 2 - box[:2]) / box[2:], (points[308] - points[78]) / box[2:]
+    if look is None:
+        frame = Frame.between(points[78], points[308], points[152])
+        line = frame.of(0.75 * points[13] + 0.25 * points[14])[1]  # the upper lip hardly moves
+        look = Place(0, 0, 1, 0, float(line), TEETH, light, teeth_in(light))
+    return replace(look, x=middle[0], y=middle[1], across=along[0], up=along[1])
+
+
+def smiling(place: Place, still: np.ndarray, landmarks: np.ndarray, box: np.ndarray) -> Place:
+    """The place of a mouth that is open in a still (S, S, 3) uint8 with landmarks (478, 2+), in a window (4,): its
+    upper teeth reach down to the lower lip, and are as light as what is seen there."""
+    points = landmarks[:, :2].astype(np.float64)
+    frame = Frame.between(points[78], points[308], points[152])
+    line, edge = (frame.of(points[at])[1] for at in (13, 14))
+    colours, known = own_inside(still, points[INNER_LIPS], points[STABLE], points[STABLE], box, 64)
+    seen = colours.mean(-1)[known[..., 0] > 0.5]
+    light = float(np.percentile(seen, 75)) / ENAMEL.mean() if len(seen) else place.enamel
+    return replace(place, line=float(line), edge=float(edge - line), enamel=min(light, 1.0))
+
+
+def behind_lips(landmarks: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """Landmarks (478, 2+) of a still and its mouth window (4,) -> where, behind its lips, something may come to light:
+    (side, side) in 0..1. Lips drop by up to two thirds of their width, and rise by a sixth."""
+    points = landmarks[:, :2].astype(np.float64)
     frame = Frame.between(points[78], points[308], points[152])
     x, y = frame.of(raster(box, side, side))
-    bow = 1 - np.square(2 * x)
-    y = y - frame.of((points[13] + points[14]) / 2)[1] * bow  # below the line of the lips
-    off = np.abs(x)
-    teeth = 1 - smoothstep(y - TEETH * np.clip(0.4 + 0.6 * bow, 0, 1), -0.014, 0.014)
-    gaps = np.min([np.abs(off - between) for between in BETWEEN_TEETH], axis=0)
-    enamel = ENAMEL * ((0.4 + 0.42 * light) * (1 - 0.6 * smoothstep(off, 0.1, 0.48)))[..., None]
-    enamel = enamel * (0.8 + 0.2 * smoothstep(gaps, 0.0, 0.02))[..., None]
-    enamel = enamel * (0.75 + 0.25 * smoothstep(y, -0.08, 0.02))[..., None]  # in the shade of the upper lip
-    tongue = 0.8 * smoothstep(y, 0.14, 0.26) * (1 - smoothstep(off, 0.2, 0.42))
-    deep = (DARKNESS + (TONGUE - DARKNESS) * tongue[..., None]) * (0.35 + 0.75 * light)
-    return deep + (enamel - deep) * teeth[..., None]
+    y = y - frame.of((points[13] + points[14]) / 2)[1]
+    sides = 1 - smoothstep(np.abs(x), 0.5, 0.62)
+    return sides * smoothstep(y, -0.32, -0.2) * (1 - smoothstep(y, 0.65, 0.8))
 
 
 def own_inside(
@@ -87,6 +93,7 @@ def own_inside(
     pixels = ((raster(box, side, side) @ back[:2] + back[2]) * size - 0.5).astype(np.float32)
     known = np.zeros((size, size), np.uint8)
     cv2.fillPoly(known, [np.round((lips * size - 0.5) * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    known = cv2.erode(known, np.ones((3, 3), np.uint8))  # landmarks are a pixel off, and lips are no teeth
     colours = cv2.remap(still, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return colours / 255, cv2.remap(known, pixels, None, cv2.INTER_LINEAR)[..., None] / 255
 

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -31,6 +31,10 @@ EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
 ADVERSARY_WARMUP = 300  # steps
 LIP = 6  # how far about the inside of a mouth a painted one is looked at as closely, in pixels of the mouth's raster
+#: Landmarks of the inner lips, upper and lower ones that meet; and how near, in sides of the mouth's box, lips touch:
+#: that is a pixel of most clips, and landmarks say nothing finer.
+LIP_PAIRS = ((81, 82, 13, 312, 311), (178, 87, 14, 317, 402))
+TOUCHING = 0.008
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
 
@@ -166,7 +170,7 @@ def losses(
             fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
     latent = torch.where(teacher[:, None, None], batch.latents, encoded)
     weights = model.coefficients(latent)
-    motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], batch.mouth, batch.eyes)
+    motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], batch.mouth, batch.eyes, batch.held)
 
     targets = batch.frames[:, 1:].flatten(0, 1)
     portrait = batch.frames[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
@@ -216,10 +220,20 @@ def losses(
             out["adversary"] = seen * _share(seen, WEIGHTS["mouth"] * out["mouth"], ours)
             out["features"] = far
 
+    if len(batch.driver):  # on stills, what lips uncover is what is drawn; film's pictures say where it shall be seen
+        out["share"] = (fields.share[stills][:, 0] - batch.behind).abs().mean()
+
     # what lies between the lips is new: say so while landmarks judge, or the lips stretch over it for good
     points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
     cover, inside = motion.trace(points)[2][..., 0], batch.inside.flatten(0, 1).flatten(1)
     out["inside"] = ((cover - inside).square() * (1 + 6 * inside)).mean()
+
+    # where lips meet, and met in the portrait, nothing new can be seen: too thin a line for the above to matter there
+    upper, lower = (batch.landmarks[:, :, side] for side in LIP_PAIRS)
+    meet = ((lower - upper).norm(dim=-1) < TOUCHING * batch.mouth[:, None, None, 2]).float()
+    meet = (meet[:, 1:] * meet[:, :1]).flatten(0, 1)
+    cover = motion.trace(((upper + lower) / 2)[:, 1:].flatten(0, 1))[2][..., 0]
+    out["touch"] = (cover.square() * meet).sum() / meet.sum().clamp(min=50)
 
     # and so is a lid that comes down; beside it, textures may paint where the eyes look
     points = grid_points(batch.target_eyes.flatten(0, 1), *EYES_RASTER)
@@ -248,6 +262,8 @@ WEIGHTS = {
     "lids": 0.5,
     "cavity": 0.6,
     "painted": 1.6,
+    "touch": 0.6,
+    "share": 1.5,
     "perceptual": 0.07,
     "range": 0.1,
     "matte": 0.5,
@@ -275,7 +291,7 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
             latent = encode(model, frames, mouth, eyes)
             fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         weights = model.coefficients(latent)
-        motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], mouth, eyes)
+        motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], mouth, eyes, batch.held.to(device))
         targets = frames[0, 1:]
         portrait = frames[:, 0].expand(len(targets), -1, -1, -1)
         matte = F.interpolate(fields.matte.sigmoid(), scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -294,7 +310,7 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
             copies[name] += float((sample(portrait, points) - true).abs().mean())
         if sheet is not None and number < 10:
             points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(2, 4), 192, 192)
-            two = Motion(*(getattr(motion, f)[:2] for f in ("head", "face", "mouth", "eyes", "mouth_box", "eyes_box")))
+            two = replace(motion, **{name: field[:2] for name, field in vars(motion).items()})
             ours = render_layers(two, parted[:2], points).view(2, 192, 192, 3)
             true = sample(targets[:2], points).view(2, 192, 192, 3)
             still = sample(portrait[:1], points[:1]).view(192, 192, 3)
@@ -374,6 +390,7 @@ def run(args: argparse.Namespace) -> int:
     state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
+    model.portrait.place.requires_grad_(False)  # it learns apart, see place.py
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)

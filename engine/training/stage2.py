@@ -2,7 +2,8 @@
 
 Flow matching (Lipman et al. 2023, with the straight paths of Liu et al. 2023): x_t = (1 - t) x + t e, the network
 learns e - x. Windows start with a random clean prefix; speech and statistics are dropped at random, so that guidance
-(Ho and Salimans 2022) and unconditional motion come from the same weights.
+(Ho and Salimans 2022) and unconditional motion come from the same weights. The speech encoder, taught by a recogniser
+(see distil.py), stays as it is or learns along: what of speech shows on lips is not all that tells words apart.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
@@ -330,8 +331,8 @@ def held_out(
     for step in range(4):
         batch = sampler.batch(48, 12345, step, augmented=False)
         batch = Windows(**{k: v.to(device) for k, v in vars(batch).items()})
-        speech = encoder(batch.features)
         with torch.no_grad():
+            speech = encoder(batch.features)
             losses.append(float(flow_loss(model, batch, speech, torch.Generator().manual_seed(step), care)))
         keep = batch.present[:, 0] > 0  # windows that fill from the left
         mask = batch.present[keep]
@@ -356,8 +357,25 @@ def _centred(x: Tensor, mask: Tensor) -> Tensor:
     return (x - (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
 
 
+class Speaker(nn.Module):
+    """All that learns in stage 2: the transformer, and the speech encoder that it listens through."""
+
+    def __init__(self, motion: MotionTransformer, speech: SpeechEncoder):
+        super().__init__()
+        self.motion, self.speech = motion, speech
+
+
+def load_motion(run: Path, shape: MotionShape) -> MotionTransformer:
+    """The averaged transformer of an `ifmdm train motion` run."""
+    model = MotionTransformer(shape).eval()
+    state = read(run)["average"]
+    model.load_state_dict({k.removeprefix("motion."): v for k, v in state.items() if k.startswith("motion.")})
+    return model
+
+
 def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
-    """The averaged speech encoder of an `ifmdm train speech` run, or that of a weights folder. It stays as it is."""
+    """The averaged speech encoder of a run of `ifmdm train speech` or `ifmdm train motion`, or that of a weights
+    folder. It stays as it is."""
     encoder = SpeechEncoder(shape.speech)
     if (folder / "weights.safetensors").is_file():
         encoder.load_state_dict(shipped_part(folder, "speech"))
@@ -370,6 +388,8 @@ def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
     parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or weights")
+    parser.add_argument("--tune-speech", type=float, default=0.0, metavar="SHARE", help="let the speech encoder learn "
+                        "along, at this share of the rate")  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--steps", type=int, default=6000)
@@ -398,12 +418,15 @@ def run(args: argparse.Namespace) -> int:
             print(f"{len(spoken)}/{args.readings} texts read", flush=True)
     train = WindowSampler(corpus, clips, normaliser, shape, spoken, weighing)
     held = WindowSampler(corpus, corpus.split("val", ("clean", "research")), normaliser, shape)
-    encoder = load_speech(args.speech, shape).to(args.device)
+    speech = load_speech(args.speech, shape)
     torch.manual_seed(args.seed)
-    model = MotionTransformer(shape).to(args.device)
-    optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.03, betas=(0.9, 0.98))
+    model = Speaker(MotionTransformer(shape), speech.requires_grad_(args.tune_speech > 0)).to(args.device)
+    groups = [{"params": list(model.motion.parameters())}]
+    if args.tune_speech > 0:
+        groups.append({"params": list(model.speech.parameters()), "share": args.tune_speech})
+    optimiser = torch.optim.AdamW(groups, args.rate, weight_decay=0.03, betas=(0.9, 0.98))
     if args.weights is not None:
-        start_from_weights(model, args.run, args.weights, "motion")
+        start_from_weights(model.motion, args.run, args.weights, "motion")
     state = Run.open(args.run, model, optimiser)
     step = state.step
     np.savez(args.run / "normaliser.npz", **vars(normaliser))
@@ -412,9 +435,9 @@ def run(args: argparse.Namespace) -> int:
 
     def save() -> None:
         state.save()
-        judge = MotionTransformer(shape).to(args.device)
+        judge = Speaker(MotionTransformer(shape), SpeechEncoder(shape.speech)).to(args.device)
         judge.load_state_dict(state.average)
-        state.report(held_out(judge, encoder, held, care, args.device))
+        state.report(held_out(judge.motion, judge.speech, held, care, args.device))
 
     started, total, since = time.monotonic(), 0.0, 0
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
@@ -422,9 +445,9 @@ def run(args: argparse.Namespace) -> int:
         batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
         set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
-        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
-            speech = encoder(batch.features).float()
-        loss = flow_loss(model, batch, speech, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
+        with torch.autocast(args.device, torch.bfloat16):
+            heard = model.speech(batch.features).float()
+        loss = flow_loss(model.motion, batch, heard, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
