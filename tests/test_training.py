@@ -30,6 +30,7 @@ from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
     EYES_RASTER,
     MOUTH_RASTER,
+    SOURCE_WEIGHT,
     Augmentation,
     Cache,
     Sampler,
@@ -37,6 +38,8 @@ from engine.training.batches import (  # noqa: E402
     closed_lids,
     collate,
     keypoints_of,
+    mouth_place,
+    pick,
 )
 from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
 from engine.training.phonemes import VOICES, Voice, synthesise  # noqa: E402
@@ -370,7 +373,7 @@ def test_a_painted_still_at_rest_is_that_still(cache, modes):
     keypoints = keypoints_of(landmarks)
     mouth, eyes = (np.stack([box(keypoints)] * 2) for box in (mouth_box, eyes_box))
     twice = np.stack([landmarks] * 2)
-    painted = _painted(frame, twice, twice, mouth, eyes)
+    painted = _painted(frame, twice, twice, mouth, eyes, mouth_place(frame, landmarks, mouth[0], sharp=True))
     whole = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float() / 255
     for name, box, raster in (("mouth", mouth, (MOUTH_RASTER, MOUTH_RASTER)), ("eyes", eyes, EYES_RASTER)):
         shown = stage1.crop(whole, torch.from_numpy(box[:1]).float(), *raster)[0].permute(1, 2, 0).numpy()
@@ -504,6 +507,15 @@ def test_where_mouths_are_is_learned_apart(cache_folder, modes, renderer_run, tm
     assert last["step"] == 5
     kept = [name for name in last["model"] if name.startswith("portrait.place.")]
     assert kept and all(torch.equal(last["model"][name], after["model"][name]) for name in kept)
+
+
+def test_sources_are_picked_as_they_weigh_and_their_clips_evenly():
+    clips = [{"source": source, "number": number} for source in ("lrc_ar", "grid") for number in range(3)]
+    picked = pick(clips, 6000, np.random.default_rng(0))
+    shares = {source: np.mean([clip["source"] == source for clip in picked]) for source in ("lrc_ar", "grid")}
+    assert shares["lrc_ar"] / shares["grid"] == pytest.approx(SOURCE_WEIGHT["lrc_ar"] / SOURCE_WEIGHT["grid"], rel=0.1)
+    counts = np.bincount([clip["number"] for clip in picked])
+    assert counts.min() > 0.9 * counts.max()
 
 
 def test_mouths_are_drawn_alike_for_the_same_seed_and_step(cache, modes):

@@ -88,8 +88,8 @@ class Batch:
     target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips, over the mouth
     window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over the eyes
     window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; held (B, 3, 192, 192): what is
-    drawn in the portrait's mouth, see inside.py; real (B,): 0 where the targets
-    are made up from a still, so that only landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
+    drawn in the portrait's mouth, see inside.py; real (B,): 0 where the targets are made up from a still, so that only
+    landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
     driver_mouth and driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose
     motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like
     in the targets' windows (see painting.py). behind (S, 192, 192): where, over the stills' own mouth boxes, what
@@ -215,11 +215,10 @@ def _area(polygon: np.ndarray) -> float:
 
 
 def _painted(
-    still: np.ndarray, landmarks: np.ndarray, carried: np.ndarray, mouth: np.ndarray, eyes: np.ndarray
+    still: np.ndarray, landmarks: np.ndarray, carried: np.ndarray, mouth: np.ndarray, eyes: np.ndarray, look: Place
 ) -> dict[str, np.ndarray]:
-    """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, and its
-    windows (1 + T, 4) -> what is painted on it, see Batch."""
-    look = mouth_place(still, landmarks[0], mouth[0], sharp=True)
+    """A still (S, S, 3), its landmarks moved and carried by the head alone (1 + T, 478, 2+), the still first, its
+    windows (1 + T, 4) and its mouth's place -> what is painted on it, see Batch."""
     start = landmarks[0, :, :2]
     around_mouth, around_eyes = (_around(start, box, kept) for box, kept in ((mouth[0], LIPS), (eyes[0], EYELIDS)))
     mouths, eye_pictures = [], []
@@ -250,6 +249,17 @@ def _around(landmarks: np.ndarray, box: np.ndarray, kept: list[int]) -> np.ndarr
     return np.union1d(np.nonzero(near)[0][::3], kept)
 
 
+def pick(clips: list[dict], size: int, rng: np.random.Generator) -> list[dict]:
+    """`size` of the clips, each source as often as it weighs."""
+    by_source: dict[str, list[dict]] = {}
+    for clip in clips:
+        by_source.setdefault(clip["source"], []).append(clip)
+    names = sorted(by_source)
+    weight = np.array([SOURCE_WEIGHT.get(name, 0.1) for name in names])
+    sources = [by_source[names[i]] for i in rng.choice(len(names), size, p=weight / weight.sum())]
+    return [source[rng.integers(len(source))] for source in sources]
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
@@ -263,14 +273,8 @@ class Sampler:
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
-        by_source: dict[str, list[dict]] = {}
-        for clip in self.clips:
-            if clip["count"] > 1 or (self.stills and clip["source"] == "portraits"):
-                by_source.setdefault(clip["source"], []).append(clip)
-        names = sorted(by_source)
-        weight = np.array([SOURCE_WEIGHT.get(name, 0.1) for name in names])
-        chosen = rng.choice(len(names), size, p=weight / weight.sum())
-        return collate([self.draw(by_source[names[i]][rng.integers(len(by_source[names[i]]))], rng) for i in chosen])
+        clips = [c for c in self.clips if c["count"] > 1 or (self.stills and c["source"] == "portraits")]
+        return collate([self.draw(clip, rng) for clip in pick(clips, size, rng)])
 
     def draw(self, clip: dict, rng: np.random.Generator) -> dict:
         """One clip's share of a batch, as NumPy arrays."""
@@ -314,13 +318,12 @@ class Sampler:
             # at run time another detector places the portrait's boxes
             boxes[0, :2] += off + boxes[0, 2:] * (1 - larger) / 2
             boxes[0, 2:] *= larger
-        borrowed = {}
+        borrowed, place = {}, mouth_place(frames[0], landmarks[0], mouth[0], sharp=still)
         if still:
             donated = keypoints_of(motion[0])
             boxes = {"driver_mouth": mouth_box(donated), "driver_eyes": eyes_box(donated)}
-            borrowed = {"driver": np.stack(driver)} | boxes | _painted(frames[0], landmarks, carried, mouth, eyes)
-            borrowed["behind"] = behind_lips(landmarks[0], mouth[0], INSIDE)
-        place = mouth_place(frames[0], landmarks[0], mouth[0], sharp=still)
+            borrowed = {"driver": np.stack(driver), "behind": behind_lips(landmarks[0], mouth[0], INSIDE)} | boxes
+            borrowed |= _painted(frames[0], landmarks, carried, mouth, eyes, place)
         return borrowed | {
             "frames": np.stack(frames * (1 + self.targets) if still else frames),
             "landmarks": landmarks[..., :2],

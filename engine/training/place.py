@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.renderer.boxes import mouth_box
 from engine.renderer.network import MOUTH, PlaceNetwork
-from engine.training.batches import SOURCE_WEIGHT, Augmentation, Cache, keypoints_of, mouth_place
+from engine.training.batches import Augmentation, Cache, keypoints_of, mouth_place, pick
 from engine.training.checkpoint import cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import Modes
 from engine.training.stage1 import crop, load_modes, open_run
@@ -37,17 +37,11 @@ class Mouths:
     def batch(self, size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Mouth crops (B, 3, 96, 96), and where the mouths are (B, 8)."""
         rng = np.random.default_rng((seed, step))
-        by_source: dict[str, list[dict]] = {}
-        for clip in self.clips:
-            by_source.setdefault(clip["source"], []).append(clip)
-        names = sorted(by_source)
-        weight = np.array([SOURCE_WEIGHT.get(name, 0.1) for name in names])
-        drawn = [self._draw(by_source[names[i]], rng) for i in rng.choice(len(names), size, p=weight / weight.sum())]
+        drawn = [self._draw(clip, rng) for clip in pick(self.clips, size, rng)]
         frames, boxes, places = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
         return crop(frames.permute(0, 3, 1, 2).float() / 255, boxes, MOUTH, MOUTH), places
 
-    def _draw(self, clips: list[dict], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        clip = clips[rng.integers(len(clips))]
+    def _draw(self, clip: dict, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         at = clip["start"] + rng.integers(clip["count"])
         change = Augmentation.draw(rng)
         frame = change.frame(self.cache.frames[at])
