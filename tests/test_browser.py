@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,28 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
     assert int(picture["nb_read_frames"]) == pytest.approx(45 * float(picture["duration"]), abs=1)
     assert float(picture["start_time"]) == pytest.approx(float(sound["start_time"]), abs=0.045)
     assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
+
+
+def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path):
+    """A request takes longer than a datagram: the server must not have forgotten what it is asked to end."""
+
+    def late(route):
+        if route.request.method == "DELETE":
+            time.sleep(0.5)
+        route.continue_()
+
+    with LiveHead(tmp_path / "head") as head, Page(chromium) as viewer:
+        viewer.context.grant_permissions(["microphone"], origin=head.address)
+        viewer.page.route("**/whip/*", late)
+        viewer.page.goto(head.address)
+        viewer.shows()
+        viewer.page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 1)
+        with viewer.page.expect_response(lambda answer: answer.request.method == "DELETE") as ended:
+            viewer.page.click("#speak")
+        assert ended.value.ok
+        head.wait_until(lambda told: told["speakers"] == 0)
+        assert not viewer.problems
 
 
 def test_the_mouth_follows_the_microphone(chromium, tmp_path, assets):

@@ -104,17 +104,19 @@ class Session {
     });
   }
 
-  remove() {
+  async remove() {
     if (!this.location) return;
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
-    fetch(this.location, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+    const asked = fetch(this.location, { method: "DELETE", headers, keepalive: true }).catch(() => {});
     this.location = null;
+    await asked;
   }
 
+  // The peer says goodbye only when the server has answered, or it would have forgotten the session that it is asked
+  // to end: a 404 in the console. It is not waited for longer than a second.
   close() {
     this.over = true;
-    this.remove();
-    this.peer.close();
+    Promise.race([this.remove(), sleep(1)]).then(() => this.peer.close());
     this.end?.();
   }
 }
