@@ -412,7 +412,7 @@ class _Company:
         layer = _enlarged(torch.cat([carried, opacity[None].clamp(0, 1)]), self._size)
         found = self._held(still, places)
         shown = found[3]
-        layer[:3] *= 1 - shown
+        layer[:3] *= 1 - shown  # of the half for rounding, too, so that it is added again
         layer[:3] += layer[4] * shown * found[:3] + 0.5 * shown
         frame = layer[:3].addcmul_(picture, layer[3])
         return self._bytes(frame)

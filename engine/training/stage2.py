@@ -387,7 +387,8 @@ def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or weights")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech` or "
+                        "`motion`, or weights")  # fmt: skip
     parser.add_argument("--tune-speech", type=float, default=0.0, metavar="SHARE", help="let the speech encoder learn "
                         "along, at this share of the rate")  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
