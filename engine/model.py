@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from engine.anchor import anchored
 from engine.backend import Backend, CpuBackend, Renderer, choose
 from engine.errors import InputError
 from engine.gather import Network
 from engine.portrait import Portrait
-from engine.renderer.cpu import FieldCounts, PreparedPortrait, portrait_inputs, prepare
+from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, portrait_inputs, prepare, resting
 
 WEIGHTS = Path(__file__).parent / "weights"
-VERSION = 6
+VERSION = 7
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
-FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place")
+FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight")
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees",
 )  # fmt: skip
@@ -107,7 +108,7 @@ class Model:
         return self.config["motion"]["window"]
 
     def coefficients(self, latent: np.ndarray) -> np.ndarray:
-        """h: latent (D,) -> coefficients (C,) of the fields."""
+        """h: latent (D,) -> coefficients (C,) of the fields, and the gauges."""
         return self._coefficients({"latents": latent[None].astype(np.float32)})[0][0]
 
     def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -125,10 +126,17 @@ class Model:
     def prepare(self, portrait: Portrait) -> PreparedPortrait:
         """Run the portrait network: once a portrait, a fraction of a second."""
         inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
-        latent = self.encode(inputs)
+        read = self.encode(inputs)
         fields = dict(zip(FIELDS, self._portrait(inputs), strict=True))
+        latent = anchored(
+            read,
+            lambda latent: self.coefficients(latent)[-GAUGES:],
+            resting(fields),
+            tuple(self.arrays[name] * self.arrays["within"] for name in ("lips", "lids")),
+        )
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
-        return prepare(portrait.pixels, portrait.keypoints, counts, latent, self.coefficients(latent), fields)
+        own = self.coefficients(latent)
+        return prepare(portrait.pixels, portrait.keypoints, counts, latent, own, fields, misread=read - latent)
 
     def renderer(self, prepared: PreparedPortrait, size: int) -> Renderer:
         """What draws a prepared portrait at a size."""

@@ -39,7 +39,8 @@ _EXTRAS = {
 _TRAINING = {
     "prepare": ("prepare", "cut clips into training frames with landmarks and speech"),
     "encoder": ("encoder", "teach the motion encoder what landmarks know, before or between stretches of stage 1"),
-    "place": ("place", "teach the renderer where mouths are, before or between stretches of stage 1"),
+    "place": ("place", "teach the renderer where mouths and eyes are, before or between stretches of stage 1"),
+    "gauges": ("gauges", "teach the renderer to read how far lips part and eyes close, once the encoder is final"),
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
     "latents": ("latents", "read the motion latents of every clip, for stage 2"),
     "align": ("align", "find how late each clip's sound is against its picture, with a trained motion model"),

@@ -10,12 +10,29 @@ from hypothesis import strategies as st
 
 from engine.renderer import lips
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.cpu import CANVAS, CpuRenderer, FieldCounts, PreparedPortrait, lay_patch, portrait_inputs, prepare
-from engine.renderer.inside import INSIDE, Place, draw
+from engine.renderer.cpu import (
+    CANVAS,
+    GAUGES,
+    CpuRenderer,
+    FieldCounts,
+    PreparedPortrait,
+    away,
+    lay_patch,
+    portrait_inputs,
+    prepare,
+    resting,
+)
+from engine.renderer.inside import INSIDE, Place, depth, draw
+from engine.renderer.lids import LIDS, Eye, Lids, crop_of
 from engine.renderer.matte import fill, refine
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
 NUMBER = 15
+#: Where the eyes of such a face are in their box.
+EYES = (
+    Eye(0.3, 0.28, 0.17, 0.0, 0.2, 0.02, -0.2, 0.12, 0.0, -0.1),
+    Eye(0.7, 0.27, 0.16, -0.02, 0.2, 0.0, -0.2, 0.12, 0.02, -0.1),
+)
 PLACES = {"head": (32, 32), "face": (128, 128), "mouth": (96, 96), "eyes": (48, 96)}
 #: A face framed as in training, in YuNet's order.
 KEYPOINTS = np.array([[0.41, 0.4], [0.58, 0.39], [0.5, 0.49], [0.43, 0.58], [0.57, 0.59]], np.float32)
@@ -49,6 +66,7 @@ def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[st
         fields[name] = planes[None]
     fields["share"] = np.clip(smooth(rng, 1, INSIDE, INSIDE, 12) + 0.4, 0, 1)[None] * fade(INSIDE, INSIDE)
     fields["place"] = Place(0.52, 0.48, 0.4, 0.05, 0.02, 0.06, 0.7, 0.65).vector()[None]
+    fields["sight"] = np.stack([eye.vector() for eye in EYES])[None]
     fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # all is the person
     return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
 
@@ -65,14 +83,19 @@ def scene(size: int, seed: int = 0) -> np.ndarray:
 
 
 def portrait(seed: int = 0, side: int = 512, keypoints: np.ndarray = KEYPOINTS, **fields: float) -> PreparedPortrait:
-    own = np.random.default_rng(seed + 1).normal(size=NUMBER).astype(np.float32)
+    own = np.append(np.random.default_rng(seed + 1).normal(size=NUMBER), [0.02, 0.1]).astype(np.float32)
     latent = np.zeros(4, np.float32)
-    return prepare(scene(side, seed), keypoints, COUNTS, latent, own, make_fields(seed, **fields))
+    return prepare(scene(side, seed), keypoints, COUNTS, latent, own, make_fields(seed, **fields), 0 * latent)
 
 
 def moved(prepared: PreparedPortrait, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Coefficients away from the portrait's own."""
-    return prepared.coefficients + np.random.default_rng(seed).normal(0, scale, NUMBER).astype(np.float32)
+    away = np.random.default_rng(seed).normal(0, scale, NUMBER)
+    return prepared.coefficients + np.append(away, [0, 0]).astype(np.float32)
+
+
+#: What gauges add for lips that part, and for eyes that close.
+PARTED, CLOSED = np.eye(NUMBER + GAUGES, dtype=np.float32)[NUMBER:] * [[0.08], [0.6]]
 
 
 def only(prepared: PreparedPortrait, kind: str, value: float = 1.0) -> np.ndarray:
@@ -85,9 +108,13 @@ def only(prepared: PreparedPortrait, kind: str, value: float = 1.0) -> np.ndarra
     return coefficients
 
 
-def drawn(places):
-    """Places (1, 8), a tensor -> what the mouth holds (1, 3, 192, 192), likewise."""
-    return places.new_tensor(draw(Place(*places[0].tolist()), INSIDE).transpose(2, 0, 1)[None])
+def drawn(tensors: dict, side: int, seed: int) -> list:
+    """Fields, as tensors -> what the mouth of a scene holds, and its closed lids, as training has them."""
+    place = Place(*tensors["place"][0].tolist())
+    shut = Lids.of(EYES, crop_of(scene(side, seed), eyes_box(KEYPOINTS)))
+    held = np.dstack([draw(place, INSIDE), depth(place, INSIDE)])
+    closed = np.dstack([shut.picture[..., :3] / 255, shut.picture[..., 3:], np.full(LIDS, shut.lashes)])
+    return [tensors["place"].new_tensor(picture.transpose(2, 0, 1)[None]) for picture in (held, closed)]
 
 
 def in_torch(seed: int, size: int, weights: np.ndarray, **fields: float) -> np.ndarray:
@@ -99,7 +126,7 @@ def in_torch(seed: int, size: int, weights: np.ndarray, **fields: float) -> np.n
     tensors = {name: torch.from_numpy(field) for name, field in make_fields(seed, **fields).items()}
     boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
     shape, weights = RendererShape(latent=4, **vars(COUNTS)), torch.from_numpy(weights)[None, None]
-    motion = mix(shape, Fields(**tensors), weights, *boxes, drawn(tensors["place"]))
+    motion = mix(shape, Fields(**tensors), weights, *boxes, *drawn(tensors, size, seed))
     picture = torch.from_numpy(scene(size, seed)).permute(2, 0, 1)[None].float() / 255
     points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), size, size)
     return render(motion, picture, points).clamp(0, 1).view(size, size, 3).numpy() * 255
@@ -124,6 +151,29 @@ def test_frames_are_what_training_rendered(size, seed):
     assert still.mean() > 2.5  # something happens
     assert away.mean() < 0.6  # of 255, of which rounding to bytes is 0.25
     assert np.percentile(away, 99.9) < 4
+
+
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("gauge", "box"), [(PARTED, mouth_box), (CLOSED, eyes_box)], ids=["lips", "lids"])
+@pytest.mark.usefixtures("plain")
+def test_lips_part_and_lids_close_as_in_training(size, seed, gauge, box):
+    prepared = portrait(seed, size)
+    still = moved(prepared, seed)
+    coefficients = still + gauge.astype(np.float32)
+    frame = CpuRenderer(prepared, size).render(coefficients)
+    truth, without = (in_torch(seed, size, away(c, prepared.coefficients)) for c in (coefficients, still))
+    changed = np.abs(truth - without).max(-1) > 8
+    rows, columns = np.nonzero(changed)
+    x, y, width, height = box(KEYPOINTS) * size
+    assert len(rows) > 0.01 * width * height
+    reach = 0.03 * size  # the head's motion
+    assert x - reach < columns.min() < columns.max() < x + width + reach
+    assert y - reach < rows.min() < rows.max() < y + height + reach
+    off = np.abs(frame - truth)[4:-4, 4:-4]
+    assert off.mean() < 0.6
+    # edges are as sharp as a canvas pixel, which is two of the larger frame
+    assert off[changed[4:-4, 4:-4]].mean() < 0.25 * np.abs(truth - without)[changed].mean()
 
 
 @pytest.mark.parametrize("kind", list(vars(COUNTS)))
@@ -186,9 +236,10 @@ def person(middle: tuple[float, float] = (0.5, 0.55), radius: float = 0.3) -> np
 
 def with_background(seed: int, side: int, **fields: float) -> PreparedPortrait:
     """As portrait, in front of a background."""
-    own = np.random.default_rng(seed + 1).normal(size=NUMBER).astype(np.float32)
+    own = np.append(np.random.default_rng(seed + 1).normal(size=NUMBER), [0.02, 0.1]).astype(np.float32)
     made = make_fields(seed, **fields) | {"matte": person()}
-    return prepare(scene(side, seed), KEYPOINTS, COUNTS, np.zeros(4, np.float32), own, made)
+    latent = np.zeros(4, np.float32)
+    return prepare(scene(side, seed), KEYPOINTS, COUNTS, latent, own, made, 0 * latent)
 
 
 def far_from_the_person(size: int) -> np.ndarray:
@@ -230,7 +281,8 @@ def test_layers_are_those_of_training():
     tensors = {name: torch.from_numpy(field) for name, field in make_fields(2).items()}
     boxes = [torch.from_numpy(box(KEYPOINTS))[None] for box in (mouth_box, eyes_box)]
     weights = torch.from_numpy(coefficients - prepared.coefficients)[None, None]
-    motion = mix(RendererShape(latent=4, **vars(COUNTS)), Fields(**tensors), weights, *boxes, drawn(tensors["place"]))
+    shape = RendererShape(latent=4, **vars(COUNTS))
+    motion = mix(shape, Fields(**tensors), weights, *boxes, *drawn(tensors, 256, 2))
     picture = torch.from_numpy(scene(256, 2)).permute(2, 0, 1)[None].float() / 255
     parted = layers(picture, torch.from_numpy(prepared.matte)[None, None])
     points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 256, 256)
@@ -411,7 +463,14 @@ def test_a_patch_is_its_field_on_the_canvas():
     axis = (np.arange(96) + 0.5) / 96
     across = np.broadcast_to(axis, (96, 96)).astype(np.float32)
     fields = np.stack([across, across.T] + [np.full((96, 96), v, np.float32) for v in (0.1, 0.2, 0.3, 0.5)])
-    patch = lay_patch(fields, box, 1)
+    visible = np.zeros((96, 96), bool)
+    visible[30:60, 20:50] = True
+    patch = lay_patch(fields, box, 1, fields[:2], visible)
+    sides = [side.stop - side.start for side in patch.spot]
+    assert sides == pytest.approx([0.35 * CANVAS * 30 / 96] * 2, abs=2.5)
+    nothing = lay_patch(fields, box, 1, fields[:2], np.zeros((96, 96))).spot
+    assert nothing == (slice(0, 0), slice(0, 0))
+    assert np.allclose(patch.drawn.transpose(1, 2, 0), patch.flow.reshape(patch.height, patch.width, 2) / CANVAS)
     assert (patch.left, patch.top) == (76, 140)
     assert (patch.width, patch.height) == (91, 91)
     flow = patch.flow.reshape(91, 91, 2)
@@ -467,3 +526,16 @@ def test_thin_texture_is_made_thinner_and_thick_texture_thicker(opacities):
     assert (sharp[thick] > opacity[thick]).all()
     torch = pytest.importorskip("torch")
     assert np.allclose(lips.gain(torch.from_numpy(opacity)).numpy(), lips.gain(opacity), atol=1e-6)
+
+
+@given(gap=st.floats(-0.05, 0.15), more=st.floats(0, 0.05))
+def test_lips_that_hardly_part_are_taken_as_closed_and_smiles_as_wider(gap, more):
+    def told(gap: float) -> float:
+        place = Place(0.5, 0.45, 0.36, 0.0, 0.0, 0.055, 0.7, 0.65, gap)
+        sight = np.stack([eye.vector() for eye in EYES])
+        return float(resting({"place": place.vector()[None], "sight": sight[None]})[0])
+
+    assert told(gap) == 0 or gap > 0.01
+    assert told(gap) <= told(gap + more) + 1e-7
+    if gap > 0.08:
+        assert told(gap) == pytest.approx(1.4 * gap, rel=1e-3)

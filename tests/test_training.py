@@ -22,10 +22,11 @@ from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
 from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
-from engine.renderer.boxes import eyes_box, mouth_box  # noqa: E402
+from engine.renderer.boxes import MOUTH_SIDE, eyes_box, mouth_box  # noqa: E402
 from engine.renderer.inside import INSIDE  # noqa: E402
-from engine.renderer.network import MOUTH, Motion, PlaceNetwork, Renderer  # noqa: E402
-from engine.training import distil, encoder, espeak, export, place, readings, stage1, stage2, teacher  # noqa: E402
+from engine.renderer.lids import LIDS  # noqa: E402
+from engine.renderer.network import EYES, MOUTH, Gauges, Motion, Renderer  # noqa: E402
+from engine.training import distil, encoder, espeak, export, gauges, place, readings, stage1, stage2, teacher  # noqa: E402
 from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
     EYES_RASTER,
@@ -41,7 +42,7 @@ from engine.training.batches import (  # noqa: E402
     mouth_place,
     pick,
 )
-from engine.training.modes import POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
+from engine.training.modes import LIP_PAIRS, POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
 from engine.training.phonemes import VOICES, Voice, synthesise  # noqa: E402
 from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
 
@@ -267,7 +268,7 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
         "lids": (3, 3, 36, 72), "matte": (3, 1, MATTE, MATTE), "real": (3,),
         "driver": (stills, 4, 3, SIZE, SIZE), "driver_mouth": (stills, 4), "driver_eyes": (stills, 4),
         "painted_mouth": (stills, 3, 3, 72, 72), "painted_eyes": (stills, 3, 3, 36, 72),
-        "behind": (stills, INSIDE, INSIDE), "held": (3, 3, INSIDE, INSIDE),
+        "behind": (stills, INSIDE, INSIDE), "held": (3, 4, INSIDE, INSIDE), "shut": (3, 6, *LIDS),
     }  # fmt: skip
     assert 0 <= first.frames.min() < first.frames.max() <= 1
 
@@ -348,9 +349,9 @@ def test_lips_that_meet_show_nothing_between_them(cache, modes):
 
     def lips(first: float, then: float) -> torch.Tensor:
         points = batch.landmarks.clone()
-        points[:, :, stage1.LIP_PAIRS[1]] = points[:, :, stage1.LIP_PAIRS[0]]
-        points[:, :1, stage1.LIP_PAIRS[1], 1] += first
-        points[:, 1:, stage1.LIP_PAIRS[1], 1] += then
+        points[:, :, LIP_PAIRS[1]] = points[:, :, LIP_PAIRS[0]]
+        points[:, :1, LIP_PAIRS[1], 1] += first
+        points[:, 1:, LIP_PAIRS[1], 1] += then
         return points
 
     def asked(landmarks: torch.Tensor, cover: float) -> float:
@@ -418,7 +419,7 @@ class Ticks:
 
 
 def arguments(module, monkeypatch, *flags: object) -> argparse.Namespace:
-    monkeypatch.setattr(module, "time", Ticks())
+    monkeypatch.setattr(module, "time", Ticks(), raising=False)
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return parser.parse_args([str(flag) for flag in (*flags, "--device", "cpu")])
@@ -492,7 +493,7 @@ def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, mode
         train_renderer(cache_folder, tmp_path, *begin)
 
 
-def test_where_mouths_are_is_learned_apart(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
+def test_where_mouths_and_eyes_are_is_learned_apart(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
     shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
     before = checkpoint(tmp_path)
     flags = ("--cache", cache_folder, "--run", tmp_path, "--batch", 2, "--steps", 2)
@@ -501,12 +502,60 @@ def test_where_mouths_are_is_learned_apart(cache_folder, modes, renderer_run, tm
     assert after["step"] == before["step"]
     for part in ("model", "average"):
         changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
-        assert changed and all(name.startswith("portrait.place.") for name in changed)
+        assert {name.split(".")[1] for name in changed} == {"place", "sight"}
     train_renderer(cache_folder, tmp_path, "--steps", 5)  # stage 1 goes on from there, and leaves it alone
     last = checkpoint(tmp_path)
     assert last["step"] == 5
-    kept = [name for name in last["model"] if name.startswith("portrait.place.")]
+    kept = [name for name in last["model"] if name.startswith(("portrait.place.", "portrait.sight."))]
     assert kept and all(torch.equal(last["model"][name], after["model"][name]) for name in kept)
+
+
+def test_gauges_are_learned_apart(cache_folder, modes, renderer_run, tmp_path, monkeypatch, capsys):
+    shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
+    before = checkpoint(tmp_path)
+    flags = ("--cache", cache_folder, "--run", tmp_path, "--batch", 8, "--steps", 3)
+    assert gauges.run(arguments(gauges, monkeypatch, *flags)) == 0
+    assert "held-out correlation lips" in capsys.readouterr().out
+    after = checkpoint(tmp_path)
+    for part in ("model", "average"):
+        changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
+        assert changed and all(name.startswith("coefficients.gauges.") for name in changed)
+    assert all(torch.equal(after["model"][name], after["average"][name]) for name in changed)
+    train_renderer(cache_folder, tmp_path, "--steps", 5)
+    last = checkpoint(tmp_path)["model"]
+    assert all(torch.equal(last[name], after["model"][name]) for name in changed)
+
+
+def test_gauges_learn_what_landmarks_say():
+    """Latents that hold the opening of lips and eyes, plainly: the gauges find it, and differences are what counts."""
+    rng = np.random.default_rng(0)
+    eyes, gaps = rng.uniform(0.02, 0.3, 600), rng.uniform(0, 0.1, 600)
+    latents = torch.from_numpy(np.stack([eyes * 4 - 0.6, gaps * 12, rng.normal(size=600)], 1).astype(np.float32))
+    pairs = gauges.Pairs([np.arange(i, i + 20) for i in range(0, 600, 20)], latents, gaps, eyes)
+    torch.manual_seed(0)
+    pupil = Gauges(3)
+    learn = torch.optim.Adam(pupil.parameters(), 1e-2)
+    for step in range(300):
+        loss = gauges.lesson(pupil, *pairs.batch(64, 0, step)).sum()
+        learn.zero_grad()
+        loss.backward()
+        learn.step()
+    one, other, *right = pairs.batch(400, 1, 0)
+    said = pupil(one).detach(), pupil(other).detach()
+    assert torch.equal(gauges.change(said[0], said[0]), torch.zeros_like(said[0]))
+    told, right = (gauges.change(*both).clamp(-0.2, 1) for both in (said, right))
+    assert np.corrcoef(told[:, 0], right[:, 0])[0, 1] > 0.95
+    assert np.corrcoef(told[:, 1], right[:, 1])[0, 1] > 0.9
+
+
+def test_what_landmarks_say_of_lips_and_eyes_is_in_the_box_own_measure():
+    points = np.zeros((2, LANDMARKS, 3), np.float32)
+    points[:, [33, 133, 362, 263], :2] = [[0.35, 0.4], [0.45, 0.4], [0.55, 0.4], [0.65, 0.4]]
+    points[:, [61, 291], :2] = [[0.42, 0.6], [0.58, 0.6]]
+    points[1, list(LIP_PAIRS[1]), 1] = 0.042  # the lower lip, a tenth of the box's side lower
+    apart, eyes = gauges.measure(points)
+    assert apart == pytest.approx([0, 0.042 / (MOUTH_SIDE * 0.2)], abs=1e-4)
+    assert eyes.shape == (2,)
 
 
 def test_sources_are_picked_as_they_weigh_and_their_clips_evenly():
@@ -518,18 +567,20 @@ def test_sources_are_picked_as_they_weigh_and_their_clips_evenly():
     assert counts.min() > 0.9 * counts.max()
 
 
-def test_mouths_are_drawn_alike_for_the_same_seed_and_step(cache, modes):
-    mouths = place.Mouths(cache, modes, cache.split("train"))
-    first, again, other = mouths.batch(4, 1, 2), mouths.batch(4, 1, 2), mouths.batch(4, 1, 3)
+def test_faces_are_drawn_alike_for_the_same_seed_and_step(cache, modes):
+    faces = place.Faces(cache, modes, cache.split("train"))
+    first, again, other = faces.batch(4, 1, 2), faces.batch(4, 1, 2), faces.batch(4, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
-    crops, places = first
-    assert crops.shape == (4, 3, MOUTH, MOUTH) and places.shape == (4, 8)
-    assert crops.min() >= 0 and crops.max() <= 1
-    network = PlaceNetwork()
-    assert place.off(network, *first).min() > 0
-    network.forward = lambda _: places
-    assert torch.equal(place.off(network, *first), torch.zeros(8))
+    mouths, places, eyes, sights = first
+    assert mouths.shape == (4, 3, MOUTH, MOUTH) and places.shape == (4, 9)
+    assert eyes.shape == (4, 3, *EYES) and sights.shape == (4, 2, 10)
+    assert all(crops.min() >= 0 and crops.max() <= 1 for crops in (mouths, eyes))
+    assert (sights[:, 0, 0] < sights[:, 1, 0]).all()  # that on the left of the picture comes first
+    networks = place.Places()
+    assert networks.off(*first).min() > 0
+    networks.place.forward, networks.sight.forward = lambda _: places, lambda _: sights
+    assert torch.equal(networks.off(*first), torch.zeros(19))
 
 
 def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
@@ -566,7 +617,7 @@ def test_validation_of_a_renderer_that_does_nothing_is_copying(cache, modes, tmp
     assert len(clips) == 2
     torch.manual_seed(0)
     model = Renderer()
-    for parameter in model.coefficients.parameters():
+    for parameter in model.coefficients.parameters():  # and so of its gauges
         torch.nn.init.zeros_(parameter)
     sheet = tmp_path / "sheet.png"
     figures = stage1.validate(model, sampler, clips, sheet)

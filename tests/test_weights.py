@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, Model, WeightsError
-from engine.renderer.cpu import FieldCounts, portrait_inputs
+from engine.renderer.cpu import GAUGES, FieldCounts, portrait_inputs, resting
 
 torch = pytest.importorskip("torch")
 
@@ -76,7 +76,10 @@ def test_encoder_and_portrait_graphs_are_the_networks(model, networks, ada_portr
     prepared = model.prepare(ada_portrait)
     assert isinstance(prepared.counts, FieldCounts)
     assert prepared.head.shape == (prepared.counts.head, 32 * 32 * 2)
-    assert np.array_equal(prepared.latent, model.encode(inputs))
+    assert np.allclose(prepared.latent + prepared.misread, model.encode(inputs), atol=1e-5)
+    seen = resting({name: np.asarray(value) for name, value in zip(FIELDS, model._portrait(inputs), strict=True)})
+    told, read = (model.coefficients(latent)[-GAUGES:] for latent in (prepared.latent, model.encode(inputs)))
+    assert (np.abs(told - seen) <= np.abs(read - seen) + 1e-3).all()  # nearer to what the picture shows
     assert np.array_equal(prepared.coefficients, model.coefficients(prepared.latent))
 
 
@@ -85,7 +88,7 @@ def test_coefficients_are_the_networks(model, networks):
     latents = np.random.default_rng(0).normal(size=(5, renderer.shape.latent)).astype(np.float32)
     with torch.no_grad():
         truth = renderer.coefficients(torch.from_numpy(latents))
-    assert truth.shape == (5, renderer.shape.coefficients)
+    assert truth.shape == (5, renderer.shape.coefficients + GAUGES)
     assert same(model._coefficients({"latents": latents})[0], truth)
     assert same(model.coefficients(latents[0]), truth[0])
 

@@ -41,7 +41,7 @@ OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=1.75, temperature=0.4)
 
 
 #: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
-BLINK = 1.6
+BLINK = 1.5
 #: Heads follow through two poles: of the way to where the sampler says, something goes so much in a latent's 40 ms, and
 #: of the way to that, the head. Each hop is sampled anew, and a head has more mass than that: it may turn back, but not
 #: at once. Of the face, lips and lids go all of the way at once, and the rest, which is chance, through one pole.

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from engine.renderer import lips
+from engine.renderer import lids, lips
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.inside import Inside, Place
+from engine.renderer.inside import Inside, Place, apart, uncovered
+from engine.renderer.lids import Eye, Lids
 from engine.renderer.matte import Layers, part, refine, shine
 
 CANVAS = 256
@@ -23,7 +24,7 @@ CANVAS = 256
 FINER = 3
 #: And what picking still takes is given back beforehand to the places between pixels: this much of what a Gaussian of
 #: CRISP_BLUR pixels would blur. About nine tenths of the detail stay.
-CRISP, CRISP_BLUR = 0.17, 0.7
+CRISP, CRISP_BLUR = 0.19, 0.7
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,23 @@ class FieldCounts:
     eyes_texture: int
 
 
+#: Lips are never further apart than this, in sides of the mouth's box: no gauge says so much of anybody.
+WIDEST = 0.35
+#: The network that tells how far lips are apart is off by 0.015: what it says below the first is nothing, and what it
+#: says above the second is believed.
+SURE = (0.01, 0.05)
+#: Open smiles close by less than they are told to, and are told this much more: nothing more at the first of these
+#: openings, all of it from the second on.
+WILLING, SMILE = 1.4, (0.05, 0.08)
+#: What follows the coefficients of all fields: how far lips are apart and eyes closed, see network.Gauges.
+GAUGES = 2
+
+
 @dataclass(frozen=True)
 class Patch:
     """The fields of one box, laid on the canvas. left, top: its first pixel there; flow (Kf, h * w * 2) in canvas
-    pixels; texture (Kt, h * w * 4): premultiplied colour in 0..255 and opacity; height and width in canvas pixels."""
+    pixels; texture (Kt, h * w * 4): premultiplied colour in 0..255 and opacity; drawn (C, h, w): what is drawn there,
+    see Drawn; height and width in canvas pixels."""
 
     left: int
     top: int
@@ -49,6 +63,8 @@ class Patch:
     width: int
     flow: np.ndarray
     texture: np.ndarray
+    drawn: np.ndarray
+    spot: tuple[slice, slice]
 
     @property
     def rows(self) -> slice:
@@ -63,7 +79,10 @@ class Patch:
 class PreparedPortrait:
     """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (S, S) in 0..1: the person's share of each; latent
     (D,) its own motion; coefficients (C,) h of it; head (Kh, 32 * 32 * 2) and face (Kf, 128 * 128 * 2) in canvas
-    pixels; patches: mouth, eyes; inside: of the mouth."""
+    pixels; patches: mouth, eyes; inside: of the mouth. Drawn of the mouth are its depth and how far what it holds is
+    shown (2, h, w), see inside.py; of the eyes the colours of closed lids, how far down their way a place lies, whether
+    they come there, and how light their lashes are (6, h, w), see lids.py. misread (D,): what the encoder says too much
+    of this face, see engine/anchor.py."""
 
     pixels: np.ndarray
     matte: np.ndarray
@@ -74,6 +93,7 @@ class PreparedPortrait:
     face: np.ndarray
     patches: tuple[Patch, Patch]
     inside: Inside
+    misread: np.ndarray
 
 
 def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,28 +107,35 @@ def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.n
     }
 
 
-def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int) -> Patch:
-    """Fields of a box (Kf * 2 + Kt * 4, h, w), in fractions -> the same on the canvas' pixels under the box."""
+def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int, drawn: np.ndarray, visible: np.ndarray) -> Patch:
+    """Fields of a box (Kf * 2 + Kt * 4, h, w), in fractions, what is drawn over it (C, h', w') and where anything of
+    that may ever be seen (h', w') -> the same on the canvas' pixels under the box."""
     # at least one pixel, even if the box lies outside: it gets zeros
     left, top = np.clip(np.floor(box[:2] * CANVAS), 0, CANVAS - 1).astype(int)
     right, bottom = np.clip(np.ceil((box[:2] + box[2:]) * CANVAS), (left + 1, top + 1), CANVAS).astype(int)
-    height, width = fields.shape[1:]
-    x = ((np.arange(left, right) + 0.5) / CANVAS - box[0]) / box[2] * width - 0.5
-    y = ((np.arange(top, bottom) + 0.5) / CANVAS - box[1]) / box[3] * height - 0.5
-    grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-    laid = [
-        cv2.remap(plane, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        for plane in fields.astype(np.float32)
-    ]
-    rows, columns = grid_x.shape
 
-    def stack(planes: list[np.ndarray], gains: tuple[float, ...]) -> np.ndarray:
+    def lay(planes: np.ndarray) -> np.ndarray:
+        height, width = planes.shape[1:]
+        x = ((np.arange(left, right) + 0.5) / CANVAS - box[0]) / box[2] * width - 0.5
+        y = ((np.arange(top, bottom) + 0.5) / CANVAS - box[1]) / box[3] * height - 0.5
+        grid = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+        return np.stack([
+            cv2.remap(plane, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+            for plane in planes.astype(np.float32)
+        ])  # fmt: skip
+
+    laid = lay(fields)
+    rows, columns = laid.shape[1:]
+
+    def stack(planes: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
         shaped = np.reshape(planes, (-1, len(gains), rows, columns)).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(shaped * np.array(gains), np.float32).reshape(len(shaped), -1)
 
     flow = stack(laid[: 2 * flows], (CANVAS, CANVAS))
     texture = stack(laid[2 * flows :], (255.0, 255.0, 255.0, 1.0))
-    return Patch(int(left), int(top), rows, columns, flow, texture)
+    down, across = (np.flatnonzero((lay(visible[None])[0] > 0).any(axis)) for axis in (1, 0))
+    spot = tuple(slice(int(x[0]), int(x[-1]) + 1) if len(x) else slice(0, 0) for x in (down, across))
+    return Patch(int(left), int(top), rows, columns, flow, texture, lay(drawn), spot)
 
 
 def prepare(
@@ -118,16 +145,26 @@ def prepare(
     latent: np.ndarray,
     coefficients: np.ndarray,
     fields: dict[str, np.ndarray],
+    misread: np.ndarray,
 ) -> PreparedPortrait:
     """Outputs of the networks -> a portrait ready to move.
 
-    pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,) and coefficients (C,) of the portrait; fields: head
-    (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, matte, share and place as in network.Fields."""
+    pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,), coefficients (C,) and misread (D,) of the portrait; fields:
+    head (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, matte, share, place and sight as in
+    network.Fields."""
 
     def rows(field: np.ndarray) -> np.ndarray:
         laid = field[0].transpose(0, 2, 3, 1) * CANVAS
         return np.ascontiguousarray(laid, np.float32).reshape(len(laid), -1)
 
+    boxes = mouth_box(keypoints), eyes_box(keypoints)
+    inside = Inside.of(boxes[0], Place(*fields["place"][0].tolist()), fields["share"][0, 0])
+    left, right = (Eye(*numbers) for numbers in fields["sight"][0].tolist())
+    shut = Lids.of((left, right), lids.crop_of(pixels, boxes[1]))
+    drawn = (
+        np.stack([inside.depth, inside.picture[..., 3]]),
+        np.dstack([shut.picture, np.full(lids.LIDS, shut.lashes, np.float32)]).transpose(2, 0, 1),
+    )
     return PreparedPortrait(
         pixels,
         refine(1 / (1 + np.exp(-fields["matte"][0, 0])), pixels, keypoints),
@@ -137,11 +174,27 @@ def prepare(
         rows(fields["head"]),
         rows(fields["face"]),
         (
-            lay_patch(fields["mouth"][0], mouth_box(keypoints), counts.mouth_flow),
-            lay_patch(fields["eyes"][0], eyes_box(keypoints), counts.eyes_flow),
+            lay_patch(fields["mouth"][0], boxes[0], counts.mouth_flow, drawn[0], np.abs(inside.depth) < WIDEST),
+            lay_patch(fields["eyes"][0], boxes[1], counts.eyes_flow, drawn[1], shut.picture[..., 4]),
         ),
-        Inside.of(mouth_box(keypoints), Place(*fields["place"][0].tolist()), fields["share"][0, 0]),
+        inside,
+        misread,
     )
+
+
+def resting(fields: dict[str, np.ndarray]) -> np.ndarray:
+    """(2,) what the gauges should say of a portrait, by where its networks find lips and lids."""
+    opening = np.mean([Eye(*numbers).opening() for numbers in fields["sight"][0].tolist()])
+    gap = np.float64(Place(*fields["place"][0].tolist()).gap)
+    apart = gap * (lips.smoothstep(gap, *SURE) + (WILLING - 1) * lips.smoothstep(gap, *SMILE))
+    return np.array([apart, lids.closed(opening)], np.float32)
+
+
+def away(coefficients: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """How coefficients (C,) differ from a portrait's own, as network.away: (C,) float32."""
+    off = (coefficients - own).astype(np.float32)
+    off[-1] /= lids.left_open(own[-1])
+    return off
 
 
 def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
@@ -168,6 +221,28 @@ def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:
     Not by BLAS: its threads would spin between frames and burn a second core for a product that takes 0.1 ms, and its
     sums depend on how many there are."""
     return np.einsum("k,kn->n", weights, fields, out=out[: fields.shape[1]])
+
+
+def part_lips(texture: np.ndarray, patch: Patch, gauges: np.ndarray) -> None:
+    """Give a mouth's texture (h, w, 4) its sharp edges, and uncover what lies between lips, in place."""
+    texture *= lips.gain(texture[..., 3:])
+    if gauges[0] > 0:
+        opacity, (depth, shown) = texture[*patch.spot, 3], patch.drawn[:, *patch.spot]
+        opacity[...] = uncovered(opacity, shown * apart(depth, min(gauges[0], WIDEST)))
+
+
+def close_lids(texture: np.ndarray, patch: Patch, gauges: np.ndarray) -> None:
+    """Bring the lids down over an eyes' texture (h, w, 4), in place."""
+    closure = lids.closure(gauges[1])
+    if closure > 0:
+        drawn, texture = patch.drawn[:, *patch.spot], texture[patch.spot]
+        colour, (way, there, lashes) = drawn[:3], drawn[3:]
+        cover, light = lids.come_down(way, there, closure, lashes, np.exp)
+        texture *= (1 - cover)[..., None]
+        texture[..., 3] += cover
+        cover *= light
+        for channel in range(3):
+            texture[..., channel] += colour[channel] * cover
 
 
 class CpuRenderer:
@@ -201,7 +276,7 @@ class CpuRenderer:
             counts.eyes_flow,
             counts.eyes_texture,
         )
-        self._splits = np.cumsum(sizes)[:-1]
+        self._splits = np.cumsum(sizes)
         self._covered = (
             min(p.top for p in patches), min(p.left for p in patches),
             max(p.top + p.height for p in patches), max(p.left + p.width for p in patches),
@@ -216,8 +291,8 @@ class CpuRenderer:
 
     def render(self, coefficients: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, written to `out` if given."""
-        weights = (coefficients - self.portrait.coefficients).astype(np.float32)
-        head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = np.split(weights, self._splits)
+        weights = away(coefficients, self.portrait.coefficients)
+        head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
         cv2.remap(
             self._front, self._full, None, cv2.INTER_LINEAR, dst=self._moving, borderMode=cv2.BORDER_REPLICATE
@@ -226,7 +301,7 @@ class CpuRenderer:
         shine(self._back, self._through, self._shining)
         frame = cv2.cvtColor(self._moving, cv2.COLOR_RGBA2RGB, dst=out)
         cv2.add(frame, self._shining, dst=frame)
-        self._paint(frame, (mouth_texture, eyes_texture))
+        self._paint(frame, (mouth_texture, eyes_texture), gauges)
         return frame
 
     def _spread(self, weights: np.ndarray, field: np.ndarray, out: np.ndarray) -> None:
@@ -263,16 +338,16 @@ class CpuRenderer:
             min(CANVAS, -(-(right + margin) // step) * step),
         )
 
-    def _paint(self, frame: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> None:
-        """Lay the patches' textures over the frame, where the head carried them: frame = frame * (1 - a) + t."""
+    def _paint(self, frame: np.ndarray, weights: tuple[np.ndarray, np.ndarray], gauges: np.ndarray) -> None:
+        """Lay the patches' textures over the frame, where the head carried them: frame = frame * (1 - a) + t. gauges
+        (2,): how much further than in the portrait lips are apart and eyes closed."""
         patches = self.portrait.patches
         for patch in patches:
             self._texture[patch.rows, patch.columns] = 0
-        for patch, weight in zip(patches, weights, strict=True):
+        for patch, weight, change in zip(patches, weights, (part_lips, close_lids), strict=True):
             part = self._texture[patch.rows, patch.columns]
             mixed = mix(weight, patch.texture, self._mixed).reshape(part.shape)
-            if patch is patches[0]:  # the mouth's
-                mixed *= lips.gain(mixed[..., 3:])
+            change(mixed, patch, gauges)
             part += mixed
         top, left, bottom, right = self._region(*self._covered)
         height, width = bottom - top, right - left

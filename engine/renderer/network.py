@@ -8,8 +8,11 @@ The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once in
                                                                         and finer ones in the mouth and eyes boxes)
     (t, a) = sum_r c_r T_r(y)                 new texture appears      (mouth and eyes boxes: cavity, lids; that of the
                                                                         mouth has sharp edges, see lips.py)
+    a = max(a, s(y) g_1(y))                   lips part                (g: of numbers read off the latent, see Gauges,
+                                                                        inside.apart and lids.come_down)
     t = (1 - s(y)) t + a s(y) I(y)            what a mouth holds       (I: drawn once, fixed to the head, see inside.py;
                                                                         s: where it is seen, see Fields)
+    (t, a) = (1 - g_2) (t, a) + g_2 (J, 1)    lids come down           (J: drawn once, see lids.py)
     v = front(u) + (1 - m(u)) back(x)         the background stays     (m: the person's matte, see layers)
     frame(x) = (1 - a) v + t                  where it covers the old  (a: its opacity, t: its premultiplied colour)
 
@@ -24,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.renderer import lips
-from engine.renderer.inside import INSIDE
+from engine.renderer import lids, lips
+from engine.renderer.cpu import GAUGES, WIDEST
+from engine.renderer.inside import INSIDE, apart, uncovered
 
 PICTURE = 128  # side of the picture that the portrait network and the encoder see
 MOUTH = 96  # side of the mouth patch
@@ -136,8 +140,8 @@ class Fields:
     head (B, K, 2, 32, 32); face (B, K, 2, 128, 128); mouth (B, Kf * 2 + Kt * 4, 96, 96) and
     eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity;
     matte (B, 1, 128, 128): logits of how much of a pixel is the person's; share (B, 1, 192, 192) in 0..1, over the
-    mouth box: how far the mouth's texture shows what the mouth holds instead of colours of its own; place (B, 8): where
-    the mouth is, so that this can be drawn (see inside.py).
+    mouth box: how far the mouth's texture shows what the mouth holds instead of colours of its own; place (B, 9): where
+    the mouth is, so that this can be drawn (see inside.py); sight (B, 2, 10): where the eyes are, see lids.Eye.
     """
 
     head: Tensor
@@ -147,6 +151,7 @@ class Fields:
     matte: Tensor
     share: Tensor
     place: Tensor
+    sight: Tensor
 
 
 def with_place(x: Tensor) -> Tensor:
@@ -158,12 +163,12 @@ def with_place(x: Tensor) -> Tensor:
 
 
 class PlaceNetwork(nn.Module):
-    """Mouth crops (B, 3, 96, 96) in 0..1 -> where the mouth is (B, 8), see inside.Place. It is a network of its own,
+    """Mouth crops (B, 3, 96, 96) in 0..1 -> where the mouth is (B, 9), see inside.Place. It is a network of its own,
     taught by landmarks (see training/place.py)."""
 
     #: What is usual, and how far off that a unit of the network's output is.
-    USUAL = (0.5, 0.44, 0.34, 0.0, 0.0, 0.055, 0.6, 0.65)
-    UNIT = (0.03, 0.03, 0.06, 0.04, 0.04, 0.02, 0.15, 0.1)
+    USUAL = (0.5, 0.44, 0.34, 0.0, 0.0, 0.055, 0.6, 0.65, 0.03)
+    UNIT = (0.03, 0.03, 0.06, 0.04, 0.04, 0.02, 0.15, 0.1, 0.02)
 
     def __init__(self):
         super().__init__()
@@ -173,6 +178,27 @@ class PlaceNetwork(nn.Module):
 
     def forward(self, mouth: Tensor) -> Tensor:
         return self.usual + self.unit * self.body(mouth - 0.5).float()
+
+
+class SightNetwork(nn.Module):
+    """Eyes crops (B, 3, 48, 96) in 0..1 -> where the eyes are (B, 2, 10), see lids.Eye, that on the left of the picture
+    first. A network of its own, as PlaceNetwork."""
+
+    #: As PlaceNetwork's.
+    USUAL = (
+        (0.316, 0.275, 0.164, 0.0, 0.205, 0.007, -0.243, 0.112, -0.103, -0.119),
+        (0.684, 0.275, 0.164, 0.0, 0.205, -0.007, -0.243, 0.112, 0.103, -0.119),
+    )
+    UNIT = (0.016, 0.013, 0.015, 0.014, 0.07, 0.04, 0.13, 0.026, 0.033, 0.065)
+
+    def __init__(self):
+        super().__init__()
+        self.body = ConvEncoder((24, 48, 96, 128), (3, 6), 20)
+        self.register_buffer("usual", torch.tensor(self.USUAL), persistent=False)
+        self.register_buffer("unit", torch.tensor(self.UNIT), persistent=False)
+
+    def forward(self, eyes: Tensor) -> Tensor:
+        return self.usual + self.unit * self.body(eyes - 0.5).float().view(len(eyes), 2, 10)
 
 
 class PortraitNetwork(nn.Module):
@@ -191,7 +217,7 @@ class PortraitNetwork(nn.Module):
         self.matte_out = nn.Conv2d(widths[0], 1, 3, 1, 1)
         self.mouth = UNet(5, (32, 64, 96, 128))
         self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 4 * shape.mouth_texture, 3, 1, 1)
-        self.place = PlaceNetwork()
+        self.place, self.sight = PlaceNetwork(), SightNetwork()
         self.share_out = nn.Conv2d(32, 1, 3, 1, 1)
         self.eyes = UNet(5, (24, 48, 64, 96))
         self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 4 * shape.eyes_texture, 3, 1, 1)
@@ -217,11 +243,27 @@ class PortraitNetwork(nn.Module):
             self.matte_out(features[4]).float(),
             F.interpolate(share, size=INSIDE, mode="bilinear", align_corners=False),
             self.place(mouth),
+            self.sight(eyes),
         )
 
 
+class Gauges(nn.Module):
+    """Latent (..., D) -> (..., 2): how far apart lips are, in sides of the mouth's box, and how far eyes are closed (0:
+    open as most are, 1: wholly). It is taught by landmarks (see training/gauges.py)."""
+
+    UNIT = (0.05, 1.0)
+
+    def __init__(self, latent: int, width: int = 48):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, len(self.UNIT)))
+        self.register_buffer("unit", torch.tensor(self.UNIT), persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.body(latent) * self.unit
+
+
 class Coefficients(nn.Module):
-    """h: latent (..., D) -> coefficients (..., C) of all fields; only differences of it are ever used."""
+    """h: latent (..., D) -> coefficients (..., C) of all fields, and two gauges."""
 
     def __init__(self, shape: RendererShape, width: int = 128):
         super().__init__()
@@ -230,9 +272,10 @@ class Coefficients(nn.Module):
             nn.Linear(shape.latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, shape.coefficients),
         )  # fmt: skip
+        self.gauges = Gauges(shape.latent)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.linear(latent) + self.curve(latent)
+        return torch.cat([self.linear(latent) + self.curve(latent), self.gauges(latent)], -1)
 
 
 class Renderer(nn.Module):
@@ -244,6 +287,14 @@ class Renderer(nn.Module):
         self.encoder = MotionEncoder(self.shape)
         self.portrait = PortraitNetwork(self.shape)
         self.coefficients = Coefficients(self.shape)
+
+
+def away(coefficients: Tensor) -> Tensor:
+    """Coefficients (B, 1 + T, C), the portrait's first -> how the others differ from them (B, T, C): the last, which
+    tells how far eyes are closed, as a share of how open they are in the portrait."""
+    own = coefficients[:, :1]
+    off = coefficients[:, 1:] - own
+    return torch.cat([off[..., :-1], off[..., -1:] / lids.left_open(own[..., -1:])], -1)
 
 
 def opacity(x: Tensor) -> Tensor:
@@ -315,34 +366,52 @@ class Motion:
     eyes: Tensor
     mouth_box: Tensor  # (B * T, 4)
     eyes_box: Tensor
-    inside: Tensor  # (B, 4, 192, 192), the same for all frames of a portrait: what the mouth holds, and the share
+    inside: Tensor  # (B, 5, 192, 192), the same for all frames of a portrait: what the mouth holds, depth, share
+    shut: Tensor  # (B, 6, 96, 192), likewise: closed lids, see lids.Lids, and how light their lashes are
+    opening: Tensor  # (B * T, 1, 1), of the lips, and
+    closure: Tensor  # of the eyes
 
     def trace(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output points (B * T, M, 2) -> where they come from in the portrait (B * T, M, 2), and the colour
         (B * T, M, 3) and opacity (B * T, M, 1) of the texture there."""
         still = points + sample(self.head, points)
         source = still + sample(self.face, still)
-        texture = 0
-        for patch, box in ((self.mouth, self.mouth_box), (self.eyes, self.eyes_box)):
-            inside = (still - box[:, None, :2]) / box[:, None, 2:]
-            found = sample(patch, inside, "zeros")
-            source = source + found[..., :2]
-            texture = texture + found[..., 2:] * (lips.gain(found[..., 5:]) if patch is self.mouth else 1)
+        found = self._patch(self.mouth, self.mouth_box, still)
+        source, texture = source + found[..., :2], found[..., 2:] * lips.gain(found[..., 5:])
+        held = self._fixed(self.inside, self.mouth_box, still)
+        shown = held[..., 4:]
+        parted = shown * apart(held[..., 3:4], self.opening)
+        texture = torch.cat([texture[..., :3], uncovered(texture[..., 3:], parted)], -1)
+        found = self._patch(self.eyes, self.eyes_box, still)
+        source = source + found[..., :2]
+        shut = self._fixed(self.shut, self.eyes_box, still)
+        down, light = lids.come_down(shut[..., 3:4], shut[..., 4:5], self.closure, shut[..., 5:], torch.exp)
+        texture = texture + found[..., 2:] * (1 - down) + down * torch.cat([shut[..., :3] * light, down**0], -1)
         # colour is premultiplied: where opacity would go beyond one, the colour must not shine with it
         colour, cover = texture[..., :3] / texture[..., 3:].clamp(min=1), texture[..., 3:]
-        at = (still - self.mouth_box[:, None, :2]) / self.mouth_box[:, None, 2:]
-        found = sample(self.inside, at.reshape(len(self.inside), -1, 2), "zeros").reshape(*points.shape[:2], 4)
-        shown = found[..., 3:]
-        return source, colour * (1 - shown) + cover.clamp(0, 1) * shown * found[..., :3], opacity(cover)
+        return source, colour * (1 - shown) + cover.clamp(0, 1) * shown * held[..., :3], opacity(cover)
+
+    @staticmethod
+    def _patch(patch: Tensor, box: Tensor, still: Tensor) -> Tensor:
+        """A mixed patch (B * T, C, h, w) at places (B * T, M, 2) on the still head: (B * T, M, C)."""
+        return sample(patch, (still - box[:, None, :2]) / box[:, None, 2:], "zeros")
+
+    @staticmethod
+    def _fixed(picture: Tensor, box: Tensor, still: Tensor) -> Tensor:
+        """The same of a picture of each portrait (B, C, h, w)."""
+        at = (still - box[:, None, :2]) / box[:, None, 2:]
+        return sample(picture, at.reshape(len(picture), -1, 2), "zeros").reshape(*still.shape[:2], -1)
 
 
 def mix(
-    shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor, held: Tensor
-) -> Motion:
-    """Coefficient differences (B, T, C), fields of B portraits and what their mouths hold (B, 3, 192, 192) -> the
-    motion of B * T frames."""
+    shape: RendererShape, fields: Fields, weights: Tensor, mouth_box: Tensor, eyes_box: Tensor, held: Tensor,
+    shut: Tensor,
+) -> Motion:  # fmt: skip
+    """Coefficients' differences (B, T, C), see `away`, fields of B portraits, what their mouths hold and its depth
+    (B, 4, 192, 192) and their closed lids (B, 6, 96, 192) -> the motion of B * T frames."""
     times = weights.shape[1]
-    head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture = weights.split(shape.split, -1)
+    head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = weights.split((*shape.split, GAUGES), -1)
+    opening, closed = gauges.flatten(0, 1)[:, None].split(1, -1)
     return Motion(
         _mix(head, fields.head),
         _mix(face, fields.face),
@@ -351,4 +420,7 @@ def mix(
         mouth_box.repeat_interleave(times, 0),
         eyes_box.repeat_interleave(times, 0),
         torch.cat([held, fields.share], 1),
+        shut,
+        opening.clamp(0, WIDEST),
+        lids.closure(closed),
     )

@@ -34,15 +34,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.gather import Gatherer, together
-from engine.renderer import lips
-from engine.renderer.cpu import CANVAS, FINER, FieldCounts, PreparedPortrait, fine_layers
-from engine.renderer.inside import INSIDE
+from engine.renderer import lids, lips
+from engine.renderer.cpu import CANVAS, FINER, GAUGES, WIDEST, FieldCounts, PreparedPortrait, away, fine_layers
+from engine.renderer.inside import INSIDE, apart, uncovered
 from engine.renderer.matte import Layers
 
 #: Frames in one batch, at most.
 MOST = 64
 #: Patches of portraits differ in size; rows of their fields are as long as the longest needs, in steps of so many.
 PATCH_STEP = 1024
+#: What is drawn in the mouth's and the eyes' patches, see PreparedPortrait: so many planes.
+DRAWN = (2, 6)
 #: The kinds of fields, in the order of their coefficients, and the planes of each: x and y, or colour and opacity.
 HEAD, FACE, MOUTH_FLOW, MOUTH_TEXTURE, EYES_FLOW, EYES_TEXTURE = range(6)
 PLANES = (2, 2, 2, 4, 2, 4)
@@ -87,7 +89,7 @@ class _Leave:
 
 @dataclass(frozen=True, eq=False)
 class _Show:
-    """weights (C,) float32: the coefficients' differences to the portrait's own."""
+    """weights (C,) float32: the coefficients' differences to the portrait's own, see cpu.away."""
 
     seat: _Seat
     weights: np.ndarray
@@ -114,7 +116,7 @@ class TorchRenderer:
         elif out.shape != (self.size, self.size, 3) or out.dtype != np.uint8:
             raise ValueError(f"out {out.shape} {out.dtype}, not {(self.size, self.size, 3)} uint8")
         # a copy, so that whoever keeps a frame does not keep its whole batch
-        np.copyto(out, self._gatherer.call(_Show(self._seat, (coefficients - own).astype(np.float32))))
+        np.copyto(out, self._gatherer.call(_Show(self._seat, away(coefficients, own))))
         return out
 
 
@@ -183,15 +185,17 @@ class _Stage:
 class _Store:
     """What is kept of `side` * `side` portraits; see the module. tables: fields, (places * K, planes * n) each, flows
     in half sides of the canvas; spots: where on the canvas the pixels of the mouth's and the eyes' patches lie,
-    (places, n) each; atlas (1, 4, side * tile, side * tile): the persons' colours and how much of the background shows
-    through, in 0..255; backs (places, 3, size, size) uint8: the backgrounds; insides (places, 4, n, n) and boxes
-    (places, 4): what mouths hold, see inside.Inside; corners (2, places): of the tiles, and
-    axis (tile / FINER,): of a frame's pixels from there, both in half sides of the atlas."""
+    (places, n) each; drawn: what is drawn there, (places, planes, n) each; atlas (1, 4, side * tile, side * tile): the
+    persons' colours and how much of the background shows through, in 0..255; backs (places, 3, size, size) uint8: the
+    backgrounds; insides (places, 4, n, n) and boxes (places, 4): what mouths hold, see inside.Inside; corners
+    (2, places): of the tiles, and axis (tile / FINER,): of a frame's pixels from there, both in half sides of the
+    atlas."""
 
     side: int
     reach: tuple[int, int]
     tables: list[Tensor]
     spots: tuple[Tensor, Tensor]
+    drawn: tuple[Tensor, Tensor]
     atlas: Tensor
     backs: Tensor
     insides: Tensor
@@ -209,6 +213,7 @@ class _Store:
         ]
         # what a patch does not need adds nothing, to different pixels each
         spots = tuple(torch.arange(n, device=device).remainder_(CANVAS**2).repeat(side * side, 1) for n in reach)
+        drawn = tuple(torch.zeros(side * side, c, n, device=device) for c, n in zip(DRAWN, reach, strict=True))
         atlas = torch.zeros(1, 4, side * tile, side * tile, device=device)
         backs = torch.zeros(side * side, 3, tile // FINER, tile // FINER, dtype=torch.uint8, device=device)
         insides = torch.zeros(side * side, 4, INSIDE, INSIDE, device=device)
@@ -216,7 +221,7 @@ class _Store:
         places = torch.arange(side * side, device=device)
         corners = torch.stack([places % side, places // side]) * (2 / side) - 1
         axis = (2 * torch.arange(FINER // 2, tile, FINER, device=device) + 1) / (side * tile)
-        return cls(side, reach, tables, spots, atlas, backs, insides, boxes, corners, axis)
+        return cls(side, reach, tables, spots, drawn, atlas, backs, insides, boxes, corners, axis)
 
     @property
     def pixel(self) -> float:
@@ -237,6 +242,8 @@ class _Store:
             mine[rows].unflatten(1, (planes, -1))[..., : old.shape[-1]] = old
         for mine, theirs in zip(self.spots, other.spots, strict=True):
             mine[place, : theirs.shape[1]] = theirs[place]
+        for mine, theirs in zip(self.drawn, other.drawn, strict=True):
+            mine[place, :, : theirs.shape[2]] = theirs[place]
         self.tile(place).copy_(other.tile(place))
         for mine, theirs in ((self.backs, other.backs), (self.insides, other.insides), (self.boxes, other.boxes)):
             mine[place] = theirs[place]
@@ -245,7 +252,8 @@ class _Store:
 @dataclass(eq=False)
 class _Orders:
     """What a batch tells the device, in memory that is used again: pinned, so that sending it waits for nothing.
-    numbers: weights, of one kind of field after another; rows: of the tables, likewise, and the heads' places last."""
+    numbers: weights, of one kind of field after another, and the gauges last; rows: of the tables, likewise, and the
+    heads' places last."""
 
     numbers: Tensor
     rows: Tensor
@@ -253,7 +261,7 @@ class _Orders:
     @classmethod
     def make(cls, coefficients: int, most: int, pinned: bool) -> "_Orders":
         return cls(
-            torch.empty(most * coefficients, pin_memory=pinned),
+            torch.empty(most * (coefficients + GAUGES), pin_memory=pinned),
             torch.empty(most * (coefficients + 1), dtype=torch.int64, pin_memory=pinned),
         )
 
@@ -294,6 +302,8 @@ class _Company:
             across = torch.arange(patch.left, patch.left + patch.width, device=self._device)
             own[: patch.height * patch.width] = (down[:, None] + across).flatten()
             spots[place] = own
+        for drawn, patch in zip(store.drawn, portrait.patches, strict=True):
+            drawn[place].zero_()[:, : patch.height * patch.width] = torch.from_numpy(patch.drawn).flatten(1)
         store.tile(place).copy_(torch.from_numpy(seat.layers.front).to(self._device).permute(2, 0, 1))
         store.backs[place] = torch.from_numpy(seat.layers.back).to(self._device).permute(2, 0, 1)
         store.insides[place] = torch.from_numpy(portrait.inside.picture).to(self._device).permute(2, 0, 1)
@@ -332,7 +342,8 @@ class _Company:
         return list(host.numpy())
 
     def _order(self, jobs: list[_Show]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """On the device: weights (n * K,) and rows (n * K,) of each kind of field, and the places (n,) of the heads."""
+        """On the device: weights (n * K,) and rows (n * K,) of each kind of field, after the weights the gauges
+        (n * 2,), and the places (n,) of the heads."""
         count, total = len(jobs), sum(self._counts)
         numbers, rows = self._orders.numbers.numpy(), self._orders.rows.numpy()
         weights = np.stack([job.weights for job in jobs])
@@ -344,10 +355,11 @@ class _Company:
             rows[begin : begin + size] = (places[:, None] * kind + np.arange(kind)).ravel()
             begin += size
         rows[begin : begin + count] = places
-        sent = self._orders.numbers[: count * total].to(self._device, non_blocking=True)
+        numbers[begin : begin + count * GAUGES] = weights[:, -GAUGES:].ravel()
+        sent = self._orders.numbers[: count * (total + GAUGES)].to(self._device, non_blocking=True)
         where = self._orders.rows[: count * (total + 1)].to(self._device, non_blocking=True)
         *kinds, last = where.split([*sizes, count])
-        return list(sent.split(sizes)), kinds, last
+        return list(sent.split([*sizes, count * GAUGES])), kinds, last
 
     def _mix(self, kind: int, weights: list[Tensor], rows: list[Tensor]) -> Tensor:
         """Fields of a kind, weighted and summed: (n, planes, pixels)."""
@@ -397,10 +409,11 @@ class _Company:
         """The patches' textures, and what the mouths hold, over the picture, where the head carried them: (n, size,
         size, 3) uint8."""
         texture = torch.zeros(len(still), 4, CANVAS * CANVAS, device=self._device)
-        for kind, spot in zip((MOUTH_TEXTURE, EYES_TEXTURE), spots, strict=True):
-            mixed = self._mix(kind, weights, rows)
-            if kind == MOUTH_TEXTURE:
-                mixed = mixed * lips.gain(mixed[:, 3:])
+        opening, closed = weights[-1].view(-1, GAUGES, 1).split(1, 1)
+        drawn = [drawn.index_select(0, places) for drawn in self._store.drawn]
+        mouth = _part_lips(self._mix(MOUTH_TEXTURE, weights, rows), drawn[0], opening.clamp(0, WIDEST))
+        eyes = _close_lids(self._mix(EYES_TEXTURE, weights, rows), drawn[1], lids.closure(closed))
+        for mixed, spot in zip((mouth, eyes), spots, strict=True):
             texture.scatter_add_(2, spot.expand(-1, 4, -1), mixed)
         carried = F.grid_sample(
             texture.view(-1, 4, CANVAS, CANVAS), still, padding_mode="zeros", align_corners=False
@@ -430,6 +443,20 @@ class _Company:
         """(3, n, size, size) float, greater by 0.5 than what it shall be -> (n, size, size, 3) uint8."""
         made = torch.empty((*frame.shape[1:], 3), dtype=torch.uint8, device=self._device)
         return made.copy_(frame.clamp_(0, 255).permute(1, 2, 3, 0))
+
+
+def _part_lips(texture: Tensor, drawn: Tensor, opening: Tensor) -> Tensor:
+    """As cpu.part_lips: texture (n, 4, pixels), drawn (n, 2, pixels), opening (n, 1, 1)."""
+    texture = texture * lips.gain(texture[:, 3:])
+    depth, shown = drawn.split(1, 1)
+    return torch.cat([texture[:, :3], uncovered(texture[:, 3:], shown * apart(depth, opening))], 1)
+
+
+def _close_lids(texture: Tensor, drawn: Tensor, closure: Tensor) -> Tensor:
+    """As cpu.close_lids: texture (n, 4, pixels), drawn (n, 6, pixels), closure (n, 1, 1)."""
+    colour, way, there, lashes = drawn.split([3, 1, 1, 1], 1)
+    cover, light = lids.come_down(way, there, closure, lashes, torch.exp)
+    return texture * (1 - cover) + cover * torch.cat([colour * light, torch.ones_like(way)], 1)
 
 
 def _enlarged(planes: Tensor, side: int) -> Tensor:

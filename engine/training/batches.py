@@ -5,7 +5,7 @@ is drawn once and applied to all of its frames.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from engine.errors import InputError
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.inside import INSIDE, Place, draw
+from engine.renderer.inside import INSIDE, Place, depth, draw
+from engine.renderer.lids import LIDS, Lids, crop_of
 from engine.training.held_out import held_out
-from engine.training.modes import EYELIDS, INNER_LIPS, LIPS, POSE, STABLE, Modes, rigid_fit
-from engine.training.painting import behind_lips, bend, brightness, own_inside, place_of, smiling
+from engine.training.modes import EYELIDS, INNER_LIPS, LIP_PAIRS, LIPS, POSE, STABLE, Modes, rigid_fit
+from engine.training.painting import behind_lips, bend, brightness, eyes_of, own_inside, place_of, smiling
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
@@ -87,8 +88,9 @@ class Batch:
     2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes; target_mouth and
     target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips, over the mouth
     window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over the eyes
-    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; held (B, 3, 192, 192): what is
-    drawn in the portrait's mouth, see inside.py; real (B,): 0 where the targets are made up from a still, so that only
+    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; held (B, 4, 192, 192): what is
+    drawn in the portrait's mouth, and its depth, see inside.py; shut (B, 6, 96, 192): its closed lids and how light
+    their lashes are, see lids.py; real (B,): 0 where the targets are made up from a still, so that only
     landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
     driver_mouth and driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose
     motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like
@@ -106,6 +108,7 @@ class Batch:
     lids: Tensor
     matte: Tensor
     held: Tensor
+    shut: Tensor
     real: Tensor
     driver: Tensor
     driver_mouth: Tensor
@@ -179,6 +182,12 @@ def lip_gap(landmarks: np.ndarray) -> np.ndarray:
     return np.linalg.norm(lower - upper, axis=-1) / np.maximum(across, 1e-6)
 
 
+def lips_apart(landmarks: np.ndarray) -> np.ndarray:
+    """(..., 478, 2+) landmarks -> the distance of the inner lips in and about their middle, in 0..1 of the picture."""
+    upper, lower = (landmarks[..., side[1:4], :2] for side in LIP_PAIRS)
+    return np.linalg.norm(lower - upper, axis=-1).mean(-1)
+
+
 def between_lips(landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
     """(478, 2+) landmarks and a mouth window (4,) -> mask (72, 72) uint8 of what lies between the lips."""
     mask = np.zeros((MOUTH_RASTER, MOUTH_RASTER), np.uint8)
@@ -238,8 +247,15 @@ def _painted(
 def mouth_place(frame: np.ndarray, landmarks: np.ndarray, box: np.ndarray, sharp: bool) -> Place:
     """Where a frame's (S, S, 3) mouth is in its window (4,), by its landmarks (478, 2+). sharp: whether it can be seen
     what an open mouth shows."""
-    place = place_of(landmarks, box, light=brightness(frame, box))
+    place = replace(place_of(landmarks, box, light=brightness(frame, box)), gap=float(lips_apart(landmarks) / box[2]))
     return smiling(place, frame, landmarks, box) if sharp and lip_gap(landmarks) > PARTED else place
+
+
+def closed(frame: np.ndarray, landmarks: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """What a frame's (S, S, 3) closed lids look like in its eyes' window (4,), by its landmarks (478, 2+):
+    (96, 192, 6), see lids.Lids, colours in 0..1, and how light the lashes are."""
+    shut = Lids.of(eyes_of(landmarks, box), crop_of(frame, box))
+    return np.dstack([shut.picture[..., :3] / 255, shut.picture[..., 3:], np.full(LIDS, shut.lashes)])
 
 
 def _around(landmarks: np.ndarray, box: np.ndarray, kept: list[int]) -> np.ndarray:
@@ -335,7 +351,8 @@ class Sampler:
                 [closed_lids(landmarks[0], p, box) for p, box in zip(landmarks[1:], eyes[1:], strict=True)]
             ),
             "matte": matte[None],
-            "held": draw(place, INSIDE),
+            "held": np.dstack([draw(place, INSIDE), depth(place, INSIDE)]),
+            "shut": closed(frames[0], landmarks[0], eyes[0]),
             "real": 0.0 if still else 1.0,
         }
 
@@ -386,6 +403,7 @@ def collate(parts: list[dict]) -> Batch:
         lids=stack("lids"),
         matte=stack("matte") / 255,
         held=stack("held").permute(0, 3, 1, 2),
+        shut=stack("shut").permute(0, 3, 1, 2),
         real=torch.tensor([part["real"] for part in parts]),
         driver=pictures([part["driver"] for part in stills]) if stills else frames[:0],
         driver_mouth=boxes("driver_mouth"),

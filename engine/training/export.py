@@ -290,8 +290,8 @@ def export(
     (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-#: In reenactment, landmarks see mouths swing 0.935 times as widely as the real ones: L1 makes a renderer cautious.
-OPENING = 1.07
+#: At 1.07, landmarks see mouths that speak swing 1.04 times as widely as the real ones, and jitter is 1.28 of theirs.
+OPENING = 0.97
 #: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
 WIDEST, NARROWEST = 1.55, 0.85
 
@@ -327,7 +327,7 @@ def widen(directory: Path, corpus: Corpus, clips: int = 120) -> np.ndarray:
 
     At run time nobody knows a clip's own statistics. Clips that are asked for the average ones move less, all in all,
     than people, of whom some hardly move and some much; what each of the head's directions lacks becomes a factor,
-    between NARROWEST and WIDEST. That of the lips is what the renderer lacks."""
+    between NARROWEST and WIDEST. That of the lips is what the renderer lacks or has too much."""
     model = Model.load(directory)
     within, head, swing = (model.arrays[name] for name in ("within", "head", "swing"))
     pairs = _spoken(model, corpus, clips, lambda z: statistics(model, z[0], Style()), swing)

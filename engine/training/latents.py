@@ -19,7 +19,7 @@ import torch
 from engine.features import SAMPLE_RATE
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.network import Renderer, mix, sample
+from engine.renderer.network import Renderer, away, mix, sample
 from engine.training.batches import Cache, Sampler, collate, keypoints_of
 from engine.training.encoder import distances
 from engine.training.prepare import SIZE
@@ -97,12 +97,12 @@ def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np
         latent = encode(model, frames[:, :1], mouth, eyes)[:, 0]
         fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         moved = latent[:, None] + torch.diag(torch.from_numpy(within).to(device))[None]
-        weights = model.coefficients(moved) - model.coefficients(latent)[:, None]
+        weights = away(model.coefficients(torch.cat([latent[:, None], moved], 1)))
         still = weights.clone()
         still[..., : model.shape.head] = 0
         portrait = frames[:, 0].expand(len(within), -1, -1, -1)
         for total, w, box in ((local, still, mouth), (local, still, eyes), (whole, weights, everywhere)):
-            motion = mix(model.shape, fields, w, mouth, eyes, batch.held.to(device))
+            motion = mix(model.shape, fields, w, mouth, eyes, batch.held.to(device), batch.shut.to(device))
             points = grid_points(box.expand(len(within), 4), 64, 64)
             total += (render(motion, portrait, points) - sample(portrait, points)).abs().mean((1, 2)).cpu().numpy()
     care = local / local.mean() + whole / whole.mean() / 3

@@ -20,6 +20,8 @@ LIPS = [
 ]  # fmt: skip
 #: The inner outline of the lips, in order.
 INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
+#: Landmarks of the inner lips, upper and lower ones that meet, the middle in the middle.
+LIP_PAIRS = ((81, 82, 13, 312, 311), (178, 87, 14, 317, 402))
 EYELIDS = [
     33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173,
     263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398,

@@ -20,20 +20,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, layers, mix, sample
+from engine.renderer.cpu import GAUGES
+from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, away, layers, mix, sample
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
-from engine.training.modes import EYELIDS, LIPS, POSE, Modes, fit_modes
+from engine.training.modes import EYELIDS, LIP_PAIRS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 
 EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
 ADVERSARY_WARMUP = 300  # steps
 LIP = 6  # how far about the inside of a mouth a painted one is looked at as closely, in pixels of the mouth's raster
-#: Landmarks of the inner lips, upper and lower ones that meet; and how near, in sides of the mouth's box, lips touch:
-#: that is a pixel of most clips, and landmarks say nothing finer.
-LIP_PAIRS = ((81, 82, 13, 312, 311), (178, 87, 14, 317, 402))
+#: How near, in sides of the mouth's box, lips touch: that is a pixel of most clips, and landmarks say nothing finer.
 TOUCHING = 0.008
 PERCEPTUAL_EVERY = 3  # the perceptual loss is dear: it looks at every third target
 
@@ -170,7 +169,10 @@ def losses(
             fields = portrait_fields(model, batch.frames[:, 0], batch.mouth, batch.eyes)
     latent = torch.where(teacher[:, None, None], batch.latents, encoded)
     weights = model.coefficients(latent)
-    motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], batch.mouth, batch.eyes, batch.held)
+    if len(batch.driver):  # lips and lids as far as the driver's: the still's own may be misread, see engine/anchor.py
+        weights = weights.clone()
+        weights[stills, :, -GAUGES:] = model.coefficients.gauges(driven)
+    motion = mix(model.shape, fields, away(weights), batch.mouth, batch.eyes, batch.held, batch.shut)
 
     targets = batch.frames[:, 1:].flatten(0, 1)
     portrait = batch.frames[:, :1].expand(-1, times, -1, -1, -1).flatten(0, 1)
@@ -242,10 +244,10 @@ def losses(
 
     points = batch.landmarks[:, 1:].flatten(0, 1)
     source, _, _ = motion.trace(points)
-    away = (source - batch.landmarks[:, :1].expand(-1, times, -1, -1).flatten(0, 1)).abs().sum(-1)
-    care = torch.ones(away.shape[1], device=away.device)
+    off = (source - batch.landmarks[:, :1].expand(-1, times, -1, -1).flatten(0, 1)).abs().sum(-1)
+    care = torch.ones(off.shape[1], device=off.device)
     care[LIPS + EYELIDS] = 8.0
-    out["landmarks"] = (away * care).mean()
+    out["landmarks"] = (off * care).mean()
     difference = (encoded - batch.latents) * batch.real[:, None, None]
     inside = difference - difference.mean(1, keepdim=True)
     out["latent"] = inside.pow(2).mean() + 0.3 * difference[..., :POSE].pow(2).mean() + 0.1 * difference.pow(2).mean()
@@ -291,7 +293,7 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
             latent = encode(model, frames, mouth, eyes)
             fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         weights = model.coefficients(latent)
-        motion = mix(model.shape, fields, weights[:, 1:] - weights[:, :1], mouth, eyes, batch.held.to(device))
+        motion = mix(model.shape, fields, away(weights), mouth, eyes, batch.held.to(device), batch.shut.to(device))
         targets = frames[0, 1:]
         portrait = frames[:, 0].expand(len(targets), -1, -1, -1)
         matte = F.interpolate(fields.matte.sigmoid(), scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -390,7 +392,8 @@ def run(args: argparse.Namespace) -> int:
     state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
-    model.portrait.place.requires_grad_(False)  # it learns apart, see place.py
+    for apart in (model.portrait.place, model.portrait.sight, model.coefficients.gauges):
+        apart.requires_grad_(False)  # they learn apart, see place.py and gauges.py
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)

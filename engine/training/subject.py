@@ -27,7 +27,7 @@ class Trained:
         renderer = self.model.renderer(prepared, len(portrait))
         made = []
         for frame in frames:
-            latent = self.model.encode(portrait_inputs(frame, face.keypoints))
+            latent = self.model.encode(portrait_inputs(frame, face.keypoints)) - prepared.misread
             made.append(renderer.render(self.model.coefficients(latent)))
         return made
 
