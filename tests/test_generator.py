@@ -250,3 +250,34 @@ def test_much_speech_at_once_is_not_kept():
 def test_a_pace_that_cannot_be_kept_is_refused(pace):
     with pytest.raises(ValueError, match="pace"):
         generator(**pace)
+
+
+def test_where_nobody_speaks_little_of_the_past_is_shown():
+    still = np.full((40, BANDS), SILENCE, np.float32)
+    hiss = still * 0.3 + np.random.default_rng(0).normal(0, 0.3, still.shape).astype(np.float32)
+    talk = still + np.abs(np.sin(np.arange(40)))[:, None].astype(np.float32)
+    for features, most in ((still, 2), (hiss, 2), (talk, WINDOW - 5)):
+        fake = Fake()
+        generator(fake, brief=2).push(features)
+        assert fake.calls[-1]["past"][0].sum() == most
+        assert fake.calls[-1]["present"][0].sum() == most + 5
+        latents, past = fake.calls[-1]["latents"][0], fake.calls[-1]["past"][0]
+        assert not latents[: WINDOW - 5 - most].any()
+        assert np.array_equal(np.flatnonzero(past), np.arange(WINDOW - 5 - most, WINDOW - 5))
+    # and what is shown is the latest
+    whole, brief = Fake(), Fake()
+    generator(whole, brief=WINDOW).push(still[:10])
+    generator(brief, brief=1).push(still[:10])
+    assert np.array_equal(whole.calls[0]["latents"], brief.calls[0]["latents"])
+
+
+def test_heads_end_where_their_reach_ends_and_lips_do_not():
+    free, bound = (generator(reach=reach) for reach in (np.inf, 0.3))
+    given = [
+        (stream.push(speech(60)) - stream.statistics.mean) / stream.swing for stream in (free, bound)
+    ]
+    heads = [latents @ HEAD[0] for latents in given]
+    assert np.abs(heads[0]).max() > 0.4
+    assert np.abs(heads[1]).max() <= 0.3
+    assert np.allclose(heads[1], 0.3 * np.tanh(heads[0] / 0.3), atol=1e-5)
+    assert np.allclose(*(latents @ np.concatenate([LIPS, LIDS]).T for latents in given), atol=1e-5)

@@ -6,6 +6,7 @@ by hop whatever the audio's chunks were, and each hop's noise depends on the see
 offline and streaming give the same latents.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +28,17 @@ class Pace:
     """How far a hop goes. hop, look_ahead: latents of 40 ms; steps: sampler steps; guidance: how strongly speech is
     followed (1: as learned; above: more, at twice the cost); temperature: how far noise may lead the lips from the
     likeliest motion (the deviation of the noise that sampling starts from, along them). Lips follow the voice, and
-    chance makes them mumble; where the head turns and when the eyes blink is chance, and has all of it."""
+    chance makes them mumble; where the head turns and when the eyes blink is chance, and has all of it. brief: how many
+    latents of its past are shown to the model where nobody speaks, see SPEAKS; reach: how far the head may go from
+    where it is centred, in deviations of its motion: it is slowed down on the way."""
 
     hop: int = 4
     look_ahead: int = 3
     steps: int = 4
     guidance: float = 1.0
     temperature: float = 1.0
+    brief: int = 12
+    reach: float = math.inf
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
@@ -47,6 +52,12 @@ BLINK = 1.5
 #: at once. Of the face, lips and lids go all of the way at once, and the rest, which is chance, through one pole.
 STEADY = 0.45
 EASE = 0.7
+
+
+#: Where nobody speaks, the model, which hardly ever heard that, swings on what it did itself like a pendulum, once in
+#: three seconds; so it is then shown little of its past (Pace.brief). Nobody speaks where the features' mean over the
+#: bands stays within so much in all that is heard (noise: 0.2 in 1.6 s; speech: 0.6, in as much noise 0.3).
+SPEAKS = 0.25
 
 
 @dataclass(frozen=True)
@@ -153,31 +164,44 @@ class MotionGenerator:
     def _hop(self) -> np.ndarray:
         state, pace, window = self.state, self.pace, self.window
         new = pace.hop + pace.look_ahead
-        count = len(state.past)
+        made = len(state.past)
+        heard = state.features[: (made + new) * FEATURES_PER_LATENT]
+        count = made if np.ptp(heard.mean(1)) > SPEAKS else min(made, pace.brief)
         latents = np.zeros((window, len(self.within)), np.float32)
-        latents[window - new - count : window - new] = state.past
+        latents[window - new - count : window - new] = state.past[made - count :]
         past = np.zeros(window, np.float32)
         past[window - new - count : window - new] = 1
         present = np.zeros(window, np.float32)
         present[window - new - count :] = 1
         features = np.full((window * FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
-        heard = state.features[: (count + new) * FEATURES_PER_LATENT]
         features[len(features) - len(heard) :] = heard
         # counter-based noise: hop n of seed s is the same whatever happened before
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
         noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
         noise += np.float32(BLINK - 1) * (noise @ self.lids.T) @ self.lids
-        made = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
+        fresh = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
-        dropped = max(0, count + pace.hop - keep)
-        eased = self._follow(made, state.eased[-1], EASE)
+        dropped = max(0, made + pace.hop - keep)
+        eased = self._follow(fresh, state.eased[-1], EASE)
         given = self._follow(eased, state.steadied[-1], 1.0)
-        state.past = np.concatenate([state.past, made])[-keep:]
+        state.past = np.concatenate([state.past, fresh])[-keep:]
         state.eased = np.concatenate([state.eased, eased])[-keep:]
         state.steadied = np.concatenate([state.steadied, given])[-keep:]
         state.features = state.features[dropped * FEATURES_PER_LATENT :]
         state.hops += 1
-        return given * self.swing + self.statistics.mean
+        return self._within_reach(given) * self.swing + self.statistics.mean
+
+    def _within_reach(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (n, D) whose heads go no farther than the pace lets them."""
+        reach = self.pace.reach
+        if math.isinf(reach):
+            return latents
+        bent = []
+        for latent in latents:
+            far = (self.head * latent).sum(1)  # not by BLAS, as in _follow
+            less = (reach * np.tanh(far / reach) - far).astype(np.float32)
+            bent.append(latent + (self.head * less[:, None]).sum(0))
+        return np.stack(bent)
 
     def _follow(self, latents: np.ndarray, last: np.ndarray, ease: float) -> np.ndarray:
         """Latents (n, D) that follow on one (D,) -> the same with the head through one pole of STEADY, and what moves
