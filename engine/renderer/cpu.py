@@ -55,7 +55,8 @@ GAUGES = 2
 class Patch:
     """The fields of one box, laid on the canvas. left, top: its first pixel there; flow (Kf, h * w * 2) in canvas
     pixels; texture (Kt, h * w * 4): premultiplied colour in 0..255 and opacity; drawn (C, h, w): what is drawn there,
-    see Drawn; height and width in canvas pixels."""
+    see PreparedPortrait; spot: the part of it, rows and columns, where anything is; height and width in canvas
+    pixels."""
 
     left: int
     top: int

@@ -18,7 +18,7 @@ from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
 from engine.training.held_out import held_out
-from engine.training.modes import EYELIDS, INNER_LIPS, LIP_PAIRS, LIPS, POSE, STABLE, Modes, rigid_fit
+from engine.training.modes import EYE_OUTLINES, EYELIDS, INNER_LIPS, LIP_PAIRS, LIPS, POSE, STABLE, Modes, rigid_fit
 from engine.training.painting import behind_lips, bend, brightness, eyes_of, own_inside, place_of, smiling
 from engine.training.prepare import MATTE, SIZE
 
@@ -47,11 +47,6 @@ def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
 
 #: The raster on which the eyes window is judged: height and width.
 EYES_RASTER = (36, 72)
-#: The outlines of both eyes, in order, each from its outer corner along the lower lid to the inner one and back.
-EYE_OUTLINES = (
-    [33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246],
-    [263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466],
-)
 #: An eye less open than these shares of the portrait's is closing, and closed.
 CLOSING, CLOSED = 0.65, 0.3
 

@@ -3,6 +3,7 @@
 The folder holds `checkpoint.pt`, and lines of figures in `held_out.jsonl`.
 """
 
+import argparse
 import json
 import math
 from dataclasses import dataclass
@@ -98,6 +99,16 @@ def cosine_rate(rate: float, step: int, steps: int, warmup: int, least: float = 
     a cosine over all `steps`."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return rate * min(1.0, (step + 1) / warmup) * (least + (1 - least) * cosine)
+
+
+def add_lesson_arguments(parser: argparse.ArgumentParser, steps: int, batch: int, of: str) -> None:
+    """What every command takes that teaches a part of a run of stage 1 apart; of: what a batch counts."""
+    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--run", type=Path, required=True, help="run folder of `ifmdm train renderer`, or a new one")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch, help=f"{of} a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def append(path: Path, line: dict) -> None:

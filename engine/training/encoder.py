@@ -10,7 +10,6 @@ import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.training.batches import Batch, Cache, Sampler
-from engine.training.checkpoint import cosine_rate, follow, set_rate, snapshot
+from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import POSE, Modes
 from engine.training.stage1 import encode, load_modes, open_run
 
@@ -70,12 +69,7 @@ def lesson(encoded: Tensor, batch: Batch, weights: Tensor, spread: Tensor) -> di
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
-    parser.add_argument("--run", type=Path, required=True, help="run folder of `ifmdm train renderer`, or a new one")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=14, help="clips a step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_lesson_arguments(parser, 1600, 14, "clips")
 
 
 def run(args: argparse.Namespace) -> int:

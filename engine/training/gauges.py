@@ -17,7 +17,7 @@ from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.lids import closed
 from engine.renderer.network import Gauges, Renderer, away
 from engine.training.batches import Cache, keypoints_of, lips_apart
-from engine.training.checkpoint import set_rate
+from engine.training.checkpoint import add_lesson_arguments, set_rate
 from engine.training.landmarks import eye_opening
 from engine.training.stage1 import encode, open_run
 
@@ -91,14 +91,9 @@ def lesson(gauges: Gauges, one: Tensor, other: Tensor, first: Tensor, then: Tens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
-    parser.add_argument("--run", type=Path, required=True, help="run folder of `ifmdm train renderer`, or a new one")
+    add_lesson_arguments(parser, 3000, 512, "pairs of frames")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=512, help="pairs of frames a step")
     parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from engine.training.modes import LIPS, STABLE, rigid_fit
+from engine.training.modes import EYE_OUTLINES, LIPS, STABLE, rigid_fit
 
 COUNT = 478
 #: One picture -> landmarks (478, 3), or None where no face is found.
@@ -27,10 +27,6 @@ _EYE_CORNERS = (33, 133, 362, 263)
 _BELOW_NOSE = 2
 #: Corners and two pairs of lids of each eye: the points of the eye aspect ratio (Soukupova and Cech 2016).
 _EYES = ((33, 133, (160, 144), (158, 153)), (362, 263, (385, 380), (387, 373)))
-_EYE_REGIONS = (
-    (33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173),
-    (263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398),
-)
 
 
 @contextlib.contextmanager
@@ -119,7 +115,7 @@ def regions(points: np.ndarray, size: int) -> dict[str, np.ndarray]:
     reach = max(1, round(0.03 * size))
     face = cv2.dilate(face, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
     mouth = _box(pixels[LIPS], size)
-    eyes = _box(pixels[list(_EYE_REGIONS[0])], size) | _box(pixels[list(_EYE_REGIONS[1])], size)
+    eyes = _box(pixels[EYE_OUTLINES[0]], size) | _box(pixels[EYE_OUTLINES[1]], size)
     return {"face": face.astype(bool) | mouth | eyes, "mouth": mouth, "eyes": eyes}
 
 

@@ -20,6 +20,11 @@ LIPS = [
 ]  # fmt: skip
 #: The inner outline of the lips, in order.
 INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
+#: The outlines of both eyes, in order, each from its outer corner along the lower lid to the inner one and back.
+EYE_OUTLINES = (
+    [33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246],
+    [263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466],
+)
 #: Landmarks of the inner lips, upper and lower ones that meet, the middle in the middle.
 LIP_PAIRS = ((81, 82, 13, 312, 311), (178, 87, 14, 317, 402))
 EYELIDS = [

@@ -13,13 +13,7 @@ import numpy as np
 from engine.renderer.inside import ENAMEL, TEETH, Place, raster, teeth_in
 from engine.renderer.lids import Eye, arch_of
 from engine.renderer.lips import smoothstep
-from engine.training.modes import INNER_LIPS, STABLE
-
-#: Of the eye on the left of the picture and of that on the right: corners, left and right, upper and lower lid.
-LIDS = (
-    ((33, 133), (246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155)),
-    ((362, 263), (398, 384, 385, 386, 387, 388, 466), (382, 381, 380, 374, 373, 390, 249)),
-)
+from engine.training.modes import EYE_OUTLINES, INNER_LIPS, STABLE
 
 
 @dataclass(frozen=True)
@@ -70,12 +64,14 @@ def eyes_of(landmarks: np.ndarray, box: np.ndarray) -> tuple[Eye, Eye]:
     """Landmarks (478, 2+) and an eyes window (4,) -> where the eyes are, that on the left of the picture first."""
     points = (landmarks[:, :2].astype(np.float64) - box[:2]) / box[2]
     eyes = []
-    for (left, right), above, below in LIDS:
+    for outline, turned in zip(EYE_OUTLINES, (False, True), strict=True):
+        outer, below, inner, above = outline[0], outline[1:8], outline[8], outline[9:]
+        left, right = (inner, outer) if turned else (outer, inner)
         middle, along = (points[left] + points[right]) / 2, points[right] - points[left]
         flat = Eye(*middle, *along, *[0.0] * 6)
         curves = []
         for lid, sign in ((above, -1), (below, 1)):
-            x, y = flat.frame(points[list(lid)])
+            x, y = flat.frame(points[lid])
             x = x.clip(-0.45, 0.45)
             curves.append(np.linalg.lstsq(arch_of(x)[:, None] * np.stack([x**0, x, x**2], 1), sign * y, rcond=None)[0])
         eyes.append(Eye(*middle.tolist(), *along.tolist(), *curves[0].tolist(), *curves[1].tolist()))

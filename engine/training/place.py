@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import EYES, MOUTH, PlaceNetwork, SightNetwork
 from engine.training.batches import Augmentation, Cache, keypoints_of, mouth_place, pick
-from engine.training.checkpoint import cosine_rate, follow, set_rate, snapshot
+from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import Modes
 from engine.training.painting import eyes_of
 from engine.training.stage1 import crop, load_modes, open_run
@@ -76,15 +76,10 @@ def _misplaced(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
-    parser.add_argument("--run", type=Path, required=True, help="run folder of `ifmdm train renderer`, or a new one")
+    add_lesson_arguments(parser, 2000, 64, "faces")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> int:
