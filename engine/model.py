@@ -19,7 +19,10 @@ from engine.gather import Network
 from engine.portrait import Portrait
 from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, portrait_inputs, prepare, resting
 
-WEIGHTS = Path(__file__).parent / "weights"
+_SETS = Path(__file__).parent / "weights"
+#: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
+WEIGHTS = {name: _SETS / name for name in ("research", "clean")}
+DEFAULT_WEIGHTS = "research"
 VERSION = 7
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
@@ -33,6 +36,11 @@ class WeightsError(InputError):
     """The weights folder is missing, incomplete or damaged."""
 
 
+def find_weights(name: str) -> Path:
+    """The folder of a set that ships, or the folder itself that is named."""
+    return WEIGHTS.get(name) or Path(name)
+
+
 def check_hashes(directory: Path) -> dict:
     """The folder's config.json, after every file named there was found whole. Raises WeightsError."""
     try:
@@ -40,7 +48,9 @@ def check_hashes(directory: Path) -> dict:
         expected = {name: config["sha256"][name] for name in FILES}
         version, _, _ = config["version"], config["renderer"]["latent"], config["motion"]["window"]
     except (FileNotFoundError, NotADirectoryError):
-        raise WeightsError(f"{directory}: no config.json; it must be a folder made by `ifmdm train export`") from None
+        raise WeightsError(
+            f"{directory}: no config.json; give one of {', '.join(WEIGHTS)}, or a folder made by `ifmdm train export`"
+        ) from None
     except (OSError, ValueError, LookupError, TypeError):
         raise WeightsError(
             f"{directory / 'config.json'}: cannot be read; export or install the weights again"
@@ -68,16 +78,24 @@ class Model:
     backend: Backend = field(default_factory=CpuBackend)
 
     @classmethod
-    def load(cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu") -> "Model":
-        """Read a weights folder (ours by default). threads: of ONNX Runtime on the processor, for each call. backend:
-        "cpu", "cuda", "auto" or one that is there already, see engine/backend.py. Raises WeightsError, BackendError."""
-        directory = directory or WEIGHTS
+    def load(
+        cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu"
+    ) -> "Model":
+        """Read a weights folder (by default that of the set that ships as such). threads: of ONNX Runtime on the
+        processor, for each call. backend: "cpu", "cuda", "auto" or one that is there already, see engine/backend.py.
+        Raises WeightsError, BackendError."""
+        directory = directory or WEIGHTS[DEFAULT_WEIGHTS]
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
         return cls(directory, config, arrays, threads, backend)
+
+    @property
+    def licence(self) -> str:
+        """What may be done with these weights, in one line."""
+        return self.config.get("licence", "not stated")
 
     def _network(self, name: str, shared: bool = False) -> Network:
         return self.backend.network(self.directory / name, self.threads, shared)

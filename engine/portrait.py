@@ -31,6 +31,9 @@ LANDMARKS_FROM_YUNET = np.array([[0.016, 0.041], [-0.016, 0.041], [0, 0.078], [0
 # 0.42..0.54, y 0.33..0.49 and the distance 0.156..0.250.
 EYES_TOLERANCE = (0.06, 0.08)
 SCALE_TOLERANCE = 1.25
+# How far below the corners of the mouth the lower lip reaches, and a little of the chin, in distances from the eyes to
+# the mouth; the detector squeezes a face that is cut off into what is left of it.
+LOWER_LIP = 0.4
 
 # What shows through a transparent picture: light, and without a colour of its own.
 BACKDROP = (208, 208, 208)
@@ -96,12 +99,13 @@ def load_portrait(source: str | Path | bytes, size: int = 512) -> Portrait:
     that is framed well enough already is kept whole.
 
     Raises PortraitError if the source is no readable picture, holds more than MAX_BYTES or MAX_PIXELS, or
-    does not show exactly one main face of at least MIN_FACE pixels in width and height.
+    does not show exactly one main face of at least MIN_FACE pixels in width and height, with its mouth.
     """
     data, name = _read(source)
     pixels, profile = _decode(data, name)
     face = _main_face(pixels, name)
     height, width = pixels.shape[:2]
+    _check_mouth(face.keypoints / (width, height), name)
     eyes, reach = _measure(face.keypoints)
     x, y, side = _square(width, height, eyes, reach)
     square = _in_srgb(_cut(pixels, x, y, side, size), profile)
@@ -117,7 +121,7 @@ def portrait_from_pixels(
     """Take a square picture that is framed already, such as a frame of a training clip; only scale it.
 
     pixels: (n, n, 3) uint8 RGB. keypoints: as in Portrait, if known; found in the picture if not.
-    Raises PortraitError if the picture is not of that shape, or shows no face.
+    Raises PortraitError if the picture is not of that shape, or shows no face, or one whose mouth is cut off.
     """
     if pixels.dtype != np.uint8 or pixels.size == 0 or pixels.shape != (len(pixels), len(pixels), 3):
         raise PortraitError(
@@ -127,6 +131,7 @@ def portrait_from_pixels(
         keypoints = _keypoints(pixels)
         if keypoints is None:
             raise PortraitError(f"{source}: no face found in the frame; take another one")
+        _check_mouth(keypoints, source)
     return Portrait(_resize(pixels, size, size), np.asarray(keypoints, np.float32), source)
 
 
@@ -287,6 +292,15 @@ def _main_face(pixels: np.ndarray, name: str) -> _Face:
             "use a larger or closer picture"
         )
     return faces[0]
+
+
+def _check_mouth(keypoints: np.ndarray, name: str) -> None:
+    """Raises PortraitError where keypoints (5, 2) in 0..1 of a picture lie so that the lower lip cannot be in it: the
+    detector guesses a face's rest where the picture ends."""
+    eyes, mouth = keypoints[:2].mean(axis=0), keypoints[3:].mean(axis=0)
+    lip = mouth + LOWER_LIP * (mouth - eyes)
+    if lip.min() < 0 or lip.max() > 1:
+        raise PortraitError(f"{name}: the mouth is cut off by the picture's edge; give a picture of the whole face")
 
 
 def _keypoints(square: np.ndarray) -> np.ndarray | None:

@@ -35,11 +35,12 @@ def check_python(_: Settings) -> tuple[str, str]:
     return GOOD, version
 
 
-def check_weights(_: Settings) -> tuple[str, str]:
-    from engine.model import WEIGHTS, check_hashes
+def check_weights(settings: Settings) -> tuple[str, str]:
+    from engine.model import check_hashes, find_weights
 
-    config = check_hashes(WEIGHTS)
-    return GOOD, f"{len(config['sha256'])} files, none damaged"
+    name = settings.engine.weights
+    config = check_hashes(find_weights(name))
+    return GOOD, f"{name}: {len(config['sha256'])} files, none damaged; {config.get('licence', 'licence not stated')}"
 
 
 def check_backend(settings: Settings) -> tuple[str, str]:
@@ -47,10 +48,10 @@ def check_backend(settings: Settings) -> tuple[str, str]:
     import onnxruntime
 
     from engine.backend import CpuBackend
-    from engine.model import Model
+    from engine.model import Model, find_weights
 
     asked = settings.engine.backend
-    backend = Model.load(backend=asked).backend
+    backend = Model.load(find_weights(settings.engine.weights), backend=asked).backend
     spared = isinstance(backend, CpuBackend) and backend.note
     return POOR if spared else GOOD, f"{backend} (asked for: {asked}); ONNX Runtime {onnxruntime.__version__}"
 
@@ -148,12 +149,12 @@ def check_address(settings: Settings) -> tuple[str, str]:
 def check_speed(settings: Settings) -> tuple[str, str]:
     """A few seconds of the real thing, unpaced."""
     from engine.features import SAMPLE_RATE
-    from engine.head import Model
+    from engine.model import Model, find_weights
     from engine.portrait import load_portrait
     from engine.stream import LATENCIES, StreamCore, StreamSettings
     from plugin.render import find_portrait
 
-    model = Model.load(backend=settings.engine.backend)
+    model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
     portrait = load_portrait(find_portrait(settings.head.portrait, settings.head.consent))
     pace = LATENCIES[settings.live.latency].pace
     core = StreamCore(model, model.prepare(portrait), StreamSettings(settings.video.fps, settings.video.size, pace))

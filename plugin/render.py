@@ -110,9 +110,10 @@ def speak(voice: Voice, head: Speaker) -> Iterator[tuple[np.ndarray, list[TimedI
 def start_head(portrait: Portrait, settings: Settings) -> Speaker:
     """The engine's head with our weights."""
     from engine.head import Head, Model, Style
+    from engine.model import find_weights
 
     return Head(
-        Model.load(backend=settings.engine.backend),
+        Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend),
         portrait,
         fps=settings.video.fps,
         size=settings.video.size,

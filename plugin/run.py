@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from engine.head import Model, Style
+from engine.model import find_weights
 from engine.portrait import load_portrait
 from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
@@ -338,8 +339,8 @@ def make_show(
         server = Server.bind(settings)  # first, since it may be refused
         sinks.append(server.broadcast)
     if model is None:
-        model = Model.load(backend=settings.engine.backend)
-        tell(f"computing on {model.backend}")
+        model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
+        tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
     studio = Studio(settings, model, renderer)
     face = studio.prepare(picture)
     studio.warm(face)

@@ -79,13 +79,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     arrays["mean_from_portrait"] = np.concatenate([0.9 * np.eye(latent), rng.normal(0, 0.05, (1, latent))])
     arrays = {f"runtime.{name}": value.astype(np.float32) for name, value in arrays.items()}
     directory = tmp_path_factory.mktemp("untrained")
-    export(renderer, speech, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0})
+    export(renderer, speech, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0}, "for tests")
     return Untrained(directory, renderer, speech, motion, arrays)
 
 
-@pytest.fixture(scope="session", params=["untrained", "shipped"])
+@pytest.fixture(scope="session", params=["untrained", "research"])
 def weights(request: pytest.FixtureRequest) -> Path:
-    """A weights folder: first a random one, then the one that ships."""
+    """A weights folder: first a random one, then those that ship."""
     if request.param == "untrained":
         return request.getfixturevalue("untrained").directory
-    return WEIGHTS
+    return WEIGHTS[request.param]

@@ -15,7 +15,7 @@ from engine.renderer.cpu import CpuRenderer
 from plugin import cli, doctor
 from plugin.settings import load_settings
 
-PROBE = WEIGHTS / "coefficients.onnx"
+PROBE = WEIGHTS["research"] / "coefficients.onnx"
 
 
 def cuda_works() -> bool:

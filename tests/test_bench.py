@@ -22,7 +22,7 @@ STAGES = ["load weights", "find face", "portrait networks", "resampling", "speec
 def small(untrained, tmp_path, monkeypatch):
     """A second of voice, random weights, small frames and few runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine.model, "WEIGHTS", untrained.directory)
+    monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     with wave.open(str(tmp_path / "voice.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes((np.random.default_rng(0).normal(0, 3000, 16000)).astype(np.int16).tobytes())

@@ -63,7 +63,7 @@ def test_lips_are_compared_with_the_nearest_sound():
 def test_a_live_head_is_measured_with_a_viewer(untrained, tmp_path, monkeypatch, capsys):
     """Real: server, WebRTC, viewer process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine.model, "WEIGHTS", untrained.directory)
+    monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     monkeypatch.setattr(bench_live, "INTERRUPTS", 1)
     monkeypatch.setattr(bench_live, "WARM_UP_SECONDS", 1.0)
     assert cli.main(["bench", "live", "--seconds", "5", "--json", "live.json"]) == 0

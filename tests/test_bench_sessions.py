@@ -27,7 +27,7 @@ from transports.webrtc.encoders import VideoEncoder
 @pytest.fixture
 def small(untrained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine.model, "WEIGHTS", untrained.directory)
+    monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     monkeypatch.setattr(bench_sessions, "SIZE", 128)
     monkeypatch.setattr(bench_sessions, "WARM_UP_SECONDS", 0.5)
     return tmp_path

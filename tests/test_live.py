@@ -19,6 +19,7 @@ from live_fakes import AtOnce, LatentRenderer, LoudnessModel, VirtualTime, in_vi
 
 from engine.features import SAMPLE_RATE
 from engine.head import Style
+from engine.model import WeightsError
 from engine.motion.generator import Pace
 from engine.stream import StreamCore, StreamSettings
 from plugin import adapters, cli, doctor, run
@@ -658,10 +659,19 @@ def test_the_doctors_own_checks(monkeypatch):
 
 def test_the_doctor_measures_speed(monkeypatch):
     model = LoudnessModel()
-    monkeypatch.setattr("engine.head.Model.load", lambda backend: model)
+    monkeypatch.setattr("engine.head.Model.load", lambda weights, backend: model)
     state, text = doctor.check_speed(load_settings({"video.size": "128"}))
     assert state == doctor.GOOD
     assert "a second of 45 frames a second takes" in text
+
+
+def test_the_doctor_tells_the_weights_and_their_licence(untrained, tmp_path):
+    state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
+    assert state == doctor.GOOD
+    assert str(untrained.directory) in text
+    assert text.endswith("none damaged; for tests")
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        doctor.check_weights(load_settings({"engine.weights": str(tmp_path / "none")}))
 
 
 def test_devices_are_listed(monkeypatch, capsys):

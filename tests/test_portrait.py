@@ -97,6 +97,19 @@ def test_same_portrait_from_path_string_and_bytes(assets):
     assert all(np.array_equal(make.pixels, makes[0].pixels) for make in makes)
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_mouth_at_the_edge_of_the_picture_is_refused(assets, name):
+    """The detector finds a face whose lower third is missing, and guesses its mouth into what is left."""
+    whole = load_portrait(assets / "portraits" / f"{name}.jpg")
+    corners = round(whole.keypoints[3:, 1].mean() * len(whole.pixels))
+    cut = whole.pixels[:corners]
+    assert "the mouth is cut off by the picture's edge" in refusal(encode(cut))
+    side = min(cut.shape[:2])
+    with pytest.raises(PortraitError, match="the mouth is cut off"):
+        portrait_from_pixels(np.ascontiguousarray(cut[-side:, (cut.shape[1] - side) // 2 :][:side, :side]))
+    load_portrait(encode(whole.pixels[: corners + round(0.8 * EYES_TO_MOUTH * len(whole.pixels))]))  # to the chin
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(ada, orientation):
     undo = {

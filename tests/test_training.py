@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import shutil
+import wave
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,21 @@ from engine.renderer.boxes import MOUTH_SIDE, eyes_box, mouth_box  # noqa: E402
 from engine.renderer.inside import INSIDE  # noqa: E402
 from engine.renderer.lids import LIDS  # noqa: E402
 from engine.renderer.network import EYES, MOUTH, Gauges, Motion, Renderer  # noqa: E402
-from engine.training import distil, encoder, espeak, export, gauges, place, readings, stage1, stage2, teacher  # noqa: E402
+from engine.training import (  # noqa: E402
+    distil,
+    encoder,
+    espeak,
+    export,
+    filming,
+    gauges,
+    place,
+    precision,
+    prepare,
+    readings,
+    stage1,
+    stage2,
+    teacher,
+)
 from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
     EYES_RASTER,
@@ -43,6 +58,7 @@ from engine.training.batches import (  # noqa: E402
     pick,
 )
 from engine.training.modes import LIP_PAIRS, POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
+from engine.training.painting import borrow  # noqa: E402
 from engine.training.phonemes import VOICES, Voice, synthesise  # noqa: E402
 from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
 
@@ -324,7 +340,7 @@ def test_a_still_borrows_motion_and_is_judged_by_landmarks_and_what_is_painted(c
     assert np.allclose(part["landmarks"][0], cache.landmarks_of(still)[0, :, :2], atol=1e-5)
     assert np.abs(part["landmarks"][1:] - part["landmarks"][0]).max() > 0.01
     own, motion = cache.landmarks_of(still)[0], cache.landmarks_of(clips[0])
-    moved, carried = sampler._borrow(own, motion)
+    moved, carried = borrow(own, motion, modes.canonical)
     before, after = modes.latents(motion), modes.latents(moved)
     # it moves as the clip does, from where the still is
     assert np.allclose(after[:, 3:POSE] - after[0, 3:POSE], before[:, 3:POSE] - before[0, 3:POSE], atol=0.02)
@@ -379,6 +395,88 @@ def test_a_painted_still_at_rest_is_that_still(cache, modes):
     for name, box, raster in (("mouth", mouth, (MOUTH_RASTER, MOUTH_RASTER)), ("eyes", eyes, EYES_RASTER)):
         shown = stage1.crop(whole, torch.from_numpy(box[:1]).float(), *raster)[0].permute(1, 2, 0).numpy()
         assert np.abs(painted[f"painted_{name}"][0] - shown).mean() < 0.004
+
+
+def test_a_filmed_still_at_rest_is_that_still(cache, modes):
+    still = next(clip for clip in cache.split("train") if clip["source"] == "portraits")
+    frame, matte = cache.frames[still["start"]], cache.mattes[still["start"]]
+    twice = cache.landmarks_of(still).repeat(2, 0)
+    clip = filming.film(np.array(frame), np.array(matte), twice, twice)
+    assert clip.frames.shape == (1, SIZE, SIZE, 3)
+    assert np.abs(clip.frames[0].astype(int) - frame).mean() < 1.5
+    # the person stands where they did; the matte given is coarse, and is drawn to the picture's edges
+    assert np.abs(clip.mattes[0].astype(int) - matte).mean() < 12
+
+
+def test_a_filmed_still_moves_in_front_of_what_is_behind_it(cache, modes):
+    still = next(clip for clip in cache.split("train") if clip["source"] == "portraits")
+    frame, matte = np.array(cache.frames[still["start"]]), np.array(cache.mattes[still["start"]])
+    aside = cache.landmarks_of(still).repeat(2, 0)
+    aside[1, :, 0] += 0.08
+    clip = filming.film(frame, matte, aside, aside)
+    moved, shift = clip.frames[0].astype(int), round(0.08 * SIZE)
+    person = cv2.resize(matte, (SIZE, SIZE)) > 250
+    inner = cv2.erode(person.astype(np.uint8), np.ones((25, 25))) > 0
+    assert np.abs(moved[:, shift:] - frame[:, :-shift])[inner[:, :-shift]].mean() < 3
+    outside = cv2.dilate(person.astype(np.uint8), np.ones((61, 61))) == 0
+    assert np.abs(moved - frame)[outside].mean() < 1
+    assert np.array_equal(clip.landmarks, aside[1:])
+
+
+def test_films_of_stills_join_the_cache(cache_folder, tmp_path):
+    folder = Path(shutil.copytree(cache_folder, tmp_path / "cache"))
+    before = Cache.open(folder)
+    assert filming.film_stills(folder, each=2, frames=3) == 2
+    after = Cache.open(folder)
+    made = [clip for clip in after.clips if clip["source"] == filming.SOURCE]
+    assert [clip["count"] for clip in made] == [3, 3]
+    assert len(after.landmarks) == len(after.frames) == len(after.mattes) == len(before.landmarks) + 6
+    assert np.array_equal(after.frames[: len(before.frames)], before.frames)
+    one, other = (after.frames[clip["start"] : clip["start"] + 3] for clip in made)
+    assert not np.array_equal(one, other)
+    faces = after.landmarks_of(made[0])
+    assert np.abs(faces - before.landmarks_of(before.clips[3])).max() > 0.01
+    batch = Sampler(after, fit_modes([film(8, 0)], stage1.EXPRESSIONS), made, 2).batch(2, 0, 0)
+    assert (batch.real == 1).all()  # film like any other
+    assert "audio" not in made[0] or made[0]["frames_at"] == [0, 1, 2]
+
+
+def test_a_film_is_the_same_for_a_seed(cache, modes):
+    still = next(clip for clip in cache.split("train") if clip["source"] == "portraits")
+    one, again, other = (filming.shoot(cache, modes, still, 2, seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.frames, again.frames)
+    assert not np.array_equal(one.landmarks, other.landmarks)
+
+
+@given(st.tuples(*[st.floats(-0.5, 0.5)] * 3), st.floats(0.5, 2))
+@settings(max_examples=20, deadline=None)
+def test_a_borrowed_head_is_turned_further(modes, angles, widely):
+    """The head turns by as much as is asked for beyond the donor's motion."""
+    own, motion = film(1, 3)[0], film(2, 4)
+    plain, _ = borrow(own, motion, modes.canonical)
+    turned, carried = borrow(own, motion, modes.canonical, widely, np.array([(0, 0, 0), angles]))
+    head, before = (rigid_fit(points[:, STABLE], modes.canonical[STABLE])[1] for points in (carried, plain))
+    further = rigid_fit(carried[1:, STABLE], borrow(own, motion, modes.canonical)[1][1, STABLE])[1][0]
+    assert np.allclose(further, turn(*angles), atol=0.03)
+    assert np.allclose(head[0], before[0], atol=0.03)
+    assert np.allclose(turned[0], own, atol=1e-4)
+
+
+def test_a_tier_is_all_that_a_cache_is_made_of(tmp_path):
+    (tmp_path / "manifest.csv").write_text(
+        "path,source,tier\na.mp4,grid,clean\nb.mp4,lrc_ar,research\nc.jpg,portraits,clean\nd.flac,voice,clean\n"
+    )
+    assert [row["path"] for row in prepare.read_manifest(tmp_path, "clean")] == ["a.mp4", "c.jpg"]
+    assert [row["path"] for row in prepare.read_manifest(tmp_path)] == ["a.mp4", "b.mp4", "c.jpg"]
+
+
+def test_half_precision_only_where_the_processor_has_it(monkeypatch):
+    for able in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        with precision.half("cpu"):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if able else torch.float32)
 
 
 def test_a_still_is_driven_by_what_the_encoder_sees_of_another(cache, modes):
@@ -478,11 +576,11 @@ def test_stage1_goes_on_exactly_where_it_stopped(cache_folder, renderer_run, tmp
 
 def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, modes, tmp_path, capsys):
     with pytest.raises(InputError, match="--start 1 or later"):  # landmarks would undo what the encoder knows
-        train_renderer(cache_folder, tmp_path, "--from", WEIGHTS)
-    begin = ("--from", WEIGHTS, "--start", 1)
+        train_renderer(cache_folder, tmp_path, "--from", WEIGHTS["research"])
+    begin = ("--from", WEIGHTS["research"], "--start", 1)
     train_renderer(cache_folder, tmp_path, *begin, "--minutes", 1.5 / 60)
     assert capsys.readouterr().out.count("started from") == 1
-    trained, shipped = checkpoint(tmp_path), load_file(WEIGHTS / "weights.safetensors")
+    trained, shipped = checkpoint(tmp_path), load_file(WEIGHTS["research"] / "weights.safetensors")
     assert trained["step"] == 2  # a small one, since the rate warms up
     for part in ("model", "average"):
         fitting = [n for n, v in trained[part].items() if shipped.get(f"renderer.{n}", torch.empty(0)).shape == v.shape]
@@ -873,8 +971,8 @@ def test_the_speech_encoder_learns_along_if_it_shall(share, latents_folder, tmp_
 
 
 def test_stage2_can_listen_with_the_speech_encoder_that_ships():
-    encoder = stage2.load_speech(WEIGHTS, MotionShape())
-    shipped = load_file(WEIGHTS / "weights.safetensors")
+    encoder = stage2.load_speech(WEIGHTS["research"], MotionShape())
+    shipped = load_file(WEIGHTS["research"] / "weights.safetensors")
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, shipped[f"speech.{name}"].float())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -901,6 +999,32 @@ def test_generating_a_window_keeps_its_first_latent():
 
 
 # --- the speech encoder and its teacher
+
+
+@given(st.integers(2, 100_000), st.floats(0.5, 2))
+@settings(max_examples=200, deadline=None)
+def test_any_track_is_played_at_any_speed(length, speed):
+    played = stage2.at_speed(np.arange(length), speed)
+    assert len(played) == len(np.arange(0, length - 1, speed))
+    assert (np.diff(played) > 0).all()
+    assert played[0] == 0
+    assert played[-1] <= length - 1
+
+
+def test_the_teacher_hears_sound_files_and_readings_without_any_film(tmp_path, monkeypatch):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(np.full(1600, 1000, np.int16).tobytes())
+    reading = readings.Reading(np.ones(800, np.float32), np.ones(1, np.float32))
+    monkeypatch.setattr(teacher, "read", lambda count, seed: [reading] * count)
+    args = argparse.Namespace(latents=None, readings=2, audio=[tmp_path])
+    heard = list(teacher.pieces(args))
+    assert [(split, source) for split, source, _ in heard] == [
+        ("val", "readings"), ("train", "readings"), ("val", tmp_path.name),
+    ]  # fmt: skip
+    assert len(heard[2][2]) == pytest.approx(1600, abs=40)
 
 
 def test_the_teacher_hears_pieces_with_pauses_between():
@@ -1040,7 +1164,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
 
 
 def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tmp_path, monkeypatch):
-    shipped = load_file(WEIGHTS / "weights.safetensors")
+    shipped = load_file(WEIGHTS["research"] / "weights.safetensors")
     renderer, run = Renderer(), tmp_path / "renderer"
     run.mkdir()
     own = renderer.state_dict()
@@ -1060,7 +1184,7 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
         return parser.parse_args([str(flag) for flag in ("--renderer", run, "--output", tmp_path / "weights", *flags)])
 
     monkeypatch.setattr(export, "export", keep)
-    assert export.run(asked("--from", WEIGHTS)) == 0
+    assert export.run(asked("--from", WEIGHTS["research"])) == 0
     assert same_state(given["renderer"].state_dict(), own | kept)
     for part in ("motion", "speech"):
         for name, value in given[part].state_dict().items():
@@ -1070,7 +1194,7 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
     assert given["note"]["renderer_steps"] == 7
     torch.save({"average": own, "step": 7}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="its encoder is not the renderer's"):
-        export.run(asked("--from", WEIGHTS))
+        export.run(asked("--from", WEIGHTS["research"]))
     with pytest.raises(InputError, match="--speech is missing"):
         export.run(asked())
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, Model, WeightsError
+from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, WEIGHTS, Model, WeightsError, find_weights
 from engine.renderer.cpu import GAUGES, FieldCounts, portrait_inputs, resting
 
 torch = pytest.importorskip("torch")
@@ -183,6 +183,19 @@ def refused(folder: Path) -> str:
 @pytest.fixture
 def folder(untrained, tmp_path) -> Path:
     return shutil.copytree(untrained.directory, tmp_path / "weights")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_set_that_ships_is_whole_and_says_its_licence(name):
+    model = Model.load(find_weights(name))
+    assert len(model.licence) > 10
+    assert model.licence.isprintable()
+
+
+def test_weights_are_a_set_or_a_folder(folder):
+    assert find_weights(str(folder)) == folder
+    assert Model.load(folder).licence == "for tests"
+    assert "research, clean" in refused(find_weights("claen"))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -18,8 +18,8 @@ from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
 from engine.training.held_out import held_out
-from engine.training.modes import EYE_OUTLINES, EYELIDS, INNER_LIPS, LIP_PAIRS, LIPS, POSE, STABLE, Modes, rigid_fit
-from engine.training.painting import behind_lips, bend, brightness, eyes_of, own_inside, place_of, smiling
+from engine.training.modes import EYE_OUTLINES, EYELIDS, INNER_LIPS, LIP_PAIRS, LIPS, POSE, STABLE, Modes
+from engine.training.painting import behind_lips, bend, borrow, brightness, eyes_of, own_inside, place_of, smiling
 from engine.training.prepare import MATTE, SIZE
 
 #: How often each source is drawn; within a source every clip is as likely.
@@ -29,7 +29,8 @@ SOURCE_WEIGHT = {
     "talkvid": 0.17,
     "vasa1": 0.1,
     "liveportrait": 0.06,
-    "portraits": 0.30,
+    "portraits": 0.12,
+    "stills": 0.18,  # films of them; where there are none, portraits are drawn as often as both
 }
 
 
@@ -49,6 +50,9 @@ def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
 EYES_RASTER = (36, 72)
 #: An eye less open than these shares of the portrait's is closing, and closed.
 CLOSING, CLOSED = 0.65, 0.3
+
+
+NOTHING_HELD, NOTHING_SHUT = np.zeros((INSIDE, INSIDE, 4), np.float32), np.zeros((*LIDS, 6), np.float32)
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,18 @@ def _area(polygon: np.ndarray) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
+def uncovered(
+    still: np.ndarray, landmarks: np.ndarray, moved: np.ndarray, head: np.ndarray, window: np.ndarray, look: Place
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a still (S, S, 3) with landmarks (478, 2+) shows between lips that have moved (478, 2+), where its head
+    alone has gone (478, 2+), in a mouth window (4,): (72, 72, 3) in 0..1, and where it is seen (72, 72)."""
+    inside, start = draw(place_of(head, window, look), MOUTH_RASTER), landmarks[:, :2]
+    if lip_gap(landmarks) > PARTED:  # its teeth stay where they are in its head, whatever the lips do
+        own, known = own_inside(still, start[INNER_LIPS], start[STABLE], head[STABLE, :2], window, MOUTH_RASTER)
+        inside = inside + (own - inside) * known
+    return inside, cv2.GaussianBlur(between_lips(moved, window).astype(np.float32), (0, 0), 0.7)
+
+
 def _painted(
     still: np.ndarray, landmarks: np.ndarray, carried: np.ndarray, mouth: np.ndarray, eyes: np.ndarray, look: Place
 ) -> dict[str, np.ndarray]:
@@ -227,14 +243,9 @@ def _painted(
     around_mouth, around_eyes = (_around(start, box, kept) for box, kept in ((mouth[0], LIPS), (eyes[0], EYELIDS)))
     mouths, eye_pictures = [], []
     for moved, head, window, eyes_window in zip(landmarks[1:], carried[1:], mouth[1:], eyes[1:], strict=True):
-        inside = draw(place_of(head, window, look), MOUTH_RASTER)
-        if lip_gap(landmarks[0]) > PARTED:  # its teeth stay where they are in its head, whatever the lips do
-            places = start[STABLE], head[STABLE, :2]
-            own, known = own_inside(still, start[INNER_LIPS], *places, window, MOUTH_RASTER)
-            inside = inside + (own - inside) * known
+        inside, mask = uncovered(still, landmarks[0], moved, head, window, look)
         outside = bend(still, start[around_mouth], moved[around_mouth, :2], window, MOUTH_RASTER, MOUTH_RASTER)
-        mask = cv2.GaussianBlur(between_lips(moved, window).astype(np.float32), (0, 0), 0.7)[..., None]
-        mouths.append(outside + (inside - outside) * mask)
+        mouths.append(outside + (inside - outside) * mask[..., None])
         eye_pictures.append(bend(still, start[around_eyes], moved[around_eyes, :2], eyes_window, *EYES_RASTER))
     return {"painted_mouth": np.stack(mouths), "painted_eyes": np.stack(eye_pictures)}
 
@@ -267,13 +278,16 @@ def pick(clips: list[dict], size: int, rng: np.random.Generator) -> list[dict]:
         by_source.setdefault(clip["source"], []).append(clip)
     names = sorted(by_source)
     weight = np.array([SOURCE_WEIGHT.get(name, 0.1) for name in names])
+    if "portraits" in names and "stills" not in names:
+        weight[names.index("portraits")] += SOURCE_WEIGHT["stills"]
     sources = [by_source[names[i]] for i in rng.choice(len(names), size, p=weight / weight.sum())]
     return [source[rng.integers(len(source))] for source in sources]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly."""
+    """Draws batches; the same seed and step give the same batch, so that a resumed run goes on exactly. drawings:
+    whether what is drawn in mouths and over eyes is needed (`held` and `shut`, else zeros): it is most of the cost."""
 
     cache: Cache
     modes: Modes
@@ -281,6 +295,7 @@ class Sampler:
     targets: int
     augment: bool = True
     stills: bool = True
+    drawings: bool = True
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
@@ -299,7 +314,7 @@ class Sampler:
             taken[0] = np.abs(lip_gap(motion) - lip_gap(landmarks)).argmin()
             motion = motion[taken]
             driver = [self.cache.frames[donor["start"] + i] for i in taken]
-            landmarks, carried = self._borrow(landmarks[0], motion)
+            landmarks, carried = borrow(landmarks[0], motion, self.modes.canonical)
             at = np.zeros(1, int)
         else:
             at = rng.permutation(clip["count"])
@@ -329,7 +344,9 @@ class Sampler:
             # at run time another detector places the portrait's boxes
             boxes[0, :2] += off + boxes[0, 2:] * (1 - larger) / 2
             boxes[0, 2:] *= larger
-        borrowed, place = {}, mouth_place(frames[0], landmarks[0], mouth[0], sharp=still)
+        borrowed = {}
+        if still or self.drawings:
+            place = mouth_place(frames[0], landmarks[0], mouth[0], sharp=still)
         if still:
             donated = keypoints_of(motion[0])
             boxes = {"driver_mouth": mouth_box(donated), "driver_eyes": eyes_box(donated)}
@@ -346,24 +363,10 @@ class Sampler:
                 [closed_lids(landmarks[0], p, box) for p, box in zip(landmarks[1:], eyes[1:], strict=True)]
             ),
             "matte": matte[None],
-            "held": np.dstack([draw(place, INSIDE), depth(place, INSIDE)]),
-            "shut": closed(frames[0], landmarks[0], eyes[0]),
+            "held": np.dstack([draw(place, INSIDE), depth(place, INSIDE)]) if self.drawings else NOTHING_HELD,
+            "shut": closed(frames[0], landmarks[0], eyes[0]) if self.drawings else NOTHING_SHUT,
             "real": 0.0 if still else 1.0,
         }
-
-    def _borrow(self, landmarks: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks of a still and of a clip -> the still's landmarks moved as the clip moves from its first, and
-        moved as its head alone moves."""
-        canonical = self.modes.canonical[STABLE]
-        s0, r0, t0 = (x[0] for x in rigid_fit(landmarks[None, STABLE], canonical))
-        s, r, t = rigid_fit(motion[:, STABLE], canonical)
-        head = (landmarks - t0) @ r0 / s0
-        face = np.einsum("nmi,nij->nmj", motion - t[:, None], r) / s[:, None, None]
-        rotation = np.einsum("nij,kj,kl->nil", r, r[0], r0)
-        size, place = (s0 * s / s[0])[:, None, None], t0 + (t - t[0])[:, None]
-        moved = np.einsum("nmj,nij->nmi", head + face - face[0], rotation) * size + place
-        carried = np.einsum("mj,nij->nmi", head, rotation) * size + place
-        return moved.astype(np.float32), carried.astype(np.float32)
 
 
 def collate(parts: list[dict]) -> Batch:

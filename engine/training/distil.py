@@ -20,6 +20,7 @@ from engine.errors import InputError
 from engine.features import HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, SpeechEncoder
 from engine.training.checkpoint import Run, cosine_rate, set_rate
+from engine.training.precision import half
 from engine.training.stage2 import augment, log_mel, warp_features
 from engine.training.teacher import WIDTH
 
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     while step < args.steps and time.monotonic() - started < args.minutes * 60:
         features, words, present = train.batch(args.batch, args.seed, step)
         set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
-        with torch.autocast("cpu", torch.bfloat16):
+        with half("cpu"):
             said = model(features).float()
         loss = lesson_loss(said, words, present)
         optimiser.zero_grad(set_to_none=True)

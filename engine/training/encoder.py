@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from engine.training.batches import Batch, Cache, Sampler
 from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import POSE, Modes
+from engine.training.precision import half
 from engine.training.stage1 import encode, load_modes, open_run
 
 #: Pairs of landmarks whose distances matter: lips at three places, mouth corners, right lids, left lids.
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     encoder: nn.Module = model.encoder
     clips = [clip for clip in cache.split("train") if clip["count"] > 3]
     weights, spread = (torch.from_numpy(x).to(args.device) for x in readout(cache, modes, clips))
-    train = Sampler(cache, modes, clips, 4, stills=False)
+    train = Sampler(cache, modes, clips, 4, stills=False, drawings=False)
     held = replace(train, clips=[clip for clip in cache.split("val") if clip["count"] > 3], augment=False)
     examination = [held.batch(24, 1, number) for number in range(4)]
     teacher = torch.optim.AdamW(encoder.parameters(), 1e-3, weight_decay=0.01, betas=(0.9, 0.98))
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         kept = snapshot(encoder)
         encoder.load_state_dict(average)
         goals, tolds = [], []
-        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
+        with torch.no_grad(), half(args.device):
             for batch in examination:
                 encoded = encode(
                     model, batch.frames.to(args.device), batch.mouth.to(args.device), batch.eyes.to(args.device)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, step + 1)
             batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
             set_rate(teacher, cosine_rate(1e-3, step, args.steps, 100))
-            with torch.autocast(args.device, torch.bfloat16):
+            with half(args.device):
                 encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
             terms = lesson(encoded, batch, weights, spread)
             teacher.zero_grad(set_to_none=True)

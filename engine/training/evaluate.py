@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from engine.errors import InputError
+from engine.model import DEFAULT_WEIGHTS, find_weights
 from engine.portrait import PortraitError
 from engine.speech import read_voice as read_sound
 from engine.training import metrics, phonemes, report, sheets, stills, voices
@@ -326,7 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate N clips, spread evenly over the split; or N stills, or N sentences of each voice",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="DIR", help="weights to evaluate (default: those that ship)"
+        "--weights", type=find_weights, metavar="SET", help="research, clean or a folder (default: research)"
     )
     parser.add_argument(
         "--subject", choices=("model", "copy"), default="model", help="copy: the baseline alone"
@@ -359,7 +360,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--{name} {value}: must be at least {least}")
     weights = None
     if args.subject == "model":
-        directory = args.weights or Path(__file__).parents[1] / "weights"
+        directory = args.weights or find_weights(DEFAULT_WEIGHTS)
         if not directory.is_dir():
             raise InputError(f"{directory}: no such folder; --weights must name a folder of weights")
         weights = {"directory": directory.name, "sha256": weights_hash(directory)}

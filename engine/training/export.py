@@ -245,16 +245,16 @@ def runtime_arrays(
 
 def export(
     renderer: Renderer, speech: SpeechEncoder, motion: MotionTransformer, arrays: dict[str, np.ndarray], output: Path,
-    note: dict,
+    note: dict, licence: str,
 ) -> None:
-    """Write the weights folder."""
+    """Write the weights folder. licence: what may be done with them, in one line, for people to read."""
     output.mkdir(parents=True, exist_ok=True)
     parameters = {f"renderer.{k}": v for k, v in renderer.state_dict().items()}
     parameters |= {f"motion.{k}": v for k, v in motion.state_dict().items()}
     parameters |= {f"speech.{k}": v for k, v in speech.state_dict().items()}
     tensors = {name: value.detach().half().contiguous().numpy() for name, value in parameters.items()}
     weights = output / "weights.safetensors"
-    safetensors.numpy.save_file(tensors | arrays, weights, metadata={"format": "ifmdm", "license": "see MODEL_CARD.md"})
+    safetensors.numpy.save_file(tensors | arrays, weights, metadata={"format": "ifmdm", "license": licence})
     # the graphs are traced with the rounded weights, so that what is checked is what ships
     renderer.load_state_dict({k: v.detach().half().float() for k, v in renderer.state_dict().items()})
     speech.load_state_dict({k: v.detach().half().float() for k, v in speech.state_dict().items()})
@@ -282,6 +282,7 @@ def export(
         point_into_safetensors(output / name, weights)
     config = {
         "version": VERSION,
+        "licence": licence,
         "renderer": asdict(renderer.shape),
         "motion": asdict(shape),
         "training": note,
@@ -290,6 +291,7 @@ def export(
     (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+UNLICENSED = "not stated"
 #: At 1.07, landmarks see mouths that speak swing 1.04 times as widely as the real ones, and jitter is 1.28 of theirs.
 OPENING = 0.97
 #: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
@@ -370,9 +372,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--motion", type=Path, help="run folder of `ifmdm train motion`")
     parser.add_argument("--latents", type=Path, help="folder made by `ifmdm train latents`")
     parser.add_argument("--cache", type=Path, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--licence", help="what may be done with these weights, in one line (default: that of --from, "
+                        "or \"not stated\")")  # fmt: skip
 
 
-def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path) -> None:
+def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path, licence: str | None) -> None:
     """Export a renderer with all else as a weights folder has it. Raises InputError where its encoder is another one:
     then latents mean something else, and stage 2 must learn them."""
     shipped = shipped_part(weights, "renderer")
@@ -385,8 +389,9 @@ def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path) -> Non
     with safe_open(weights / "weights.safetensors", "numpy") as file:
         names = [name for name in file.keys() if name.startswith("runtime.")]  # noqa: SIM118 (no mapping)
         arrays = {name: file.get_tensor(name) for name in names}
-    note = json.loads((weights / "config.json").read_text())["training"] | {"renderer_steps": steps}
-    export(renderer, load_speech(weights, shape), motion, arrays, output, note)
+    config = json.loads((weights / "config.json").read_text())
+    note, licence = config["training"] | {"renderer_steps": steps}, licence or config.get("licence", UNLICENSED)
+    export(renderer, load_speech(weights, shape), motion, arrays, output, note, licence)
 
 
 def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
@@ -398,7 +403,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     note = {"renderer_steps": steps, "motion_steps": read(args.motion)["step"]}
-    export(renderer, speech, motion, arrays, args.output, note)
+    export(renderer, speech, motion, arrays, args.output, note, args.licence or UNLICENSED)
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
     write_array(args.output, "runtime.swing", widen(args.output, corpus))
 
@@ -410,7 +415,7 @@ def run(args: argparse.Namespace) -> int:
     renderer = load_renderer(args.renderer)
     steps = read(args.renderer)["step"]
     if args.weights is not None:
-        _renewed(renderer, steps, args.weights, args.output)
+        _renewed(renderer, steps, args.weights, args.output, args.licence)
     else:
         _made(renderer, steps, args)
     for name in (*FILES, "config.json"):

@@ -19,6 +19,7 @@ from engine.renderer.network import Gauges, Renderer, away
 from engine.training.batches import Cache, keypoints_of, lips_apart
 from engine.training.checkpoint import add_lesson_arguments, set_rate
 from engine.training.landmarks import eye_opening
+from engine.training.precision import half
 from engine.training.stage1 import encode, open_run
 
 RATE = 3e-3
@@ -66,7 +67,7 @@ def read_latents(model: Renderer, cache: Cache, clips: list[dict], device: str) 
         boxes = (torch.from_numpy(box(keypoints))[None].to(device) for box in (mouth_box, eyes_box))
         frames = torch.from_numpy(np.array(cache.frames[begin : begin + count])).to(device)
         frames = frames.permute(0, 3, 1, 2).float()[None] / 255
-        with torch.autocast(device, torch.bfloat16):
+        with half(device):
             latents[begin : begin + count] = encode(model, frames, *boxes)[0].cpu()
         if number % 200 == 199:
             print(f"read {number + 1} of {len(clips)} clips", flush=True)

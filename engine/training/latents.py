@@ -22,6 +22,7 @@ from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import Renderer, away, mix, sample
 from engine.training.batches import Cache, Sampler, collate, keypoints_of
 from engine.training.encoder import distances
+from engine.training.precision import half
 from engine.training.prepare import SIZE
 from engine.training.stage1 import encode, grid_points, load_modes, portrait_fields, render, spread
 
@@ -68,7 +69,7 @@ def encode_clip(model: Renderer, frames: np.ndarray, keypoints: np.ndarray) -> n
     out = []
     for at in range(0, len(frames), 32):
         part = torch.from_numpy(frames[at : at + 32]).to(device).permute(0, 3, 1, 2)[None].float() / 255
-        with torch.autocast(device.type, torch.bfloat16):
+        with half(device.type):
             out.append(encode(model, part, mouth, eyes)[0].cpu().numpy())
     return np.concatenate(out).astype(np.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 from engine.renderer.inside import ENAMEL, TEETH, Place, raster, teeth_in
 from engine.renderer.lids import Eye, arch_of
 from engine.renderer.lips import smoothstep
-from engine.training.modes import EYE_OUTLINES, INNER_LIPS, STABLE
+from engine.training.modes import EYE_OUTLINES, INNER_LIPS, STABLE, rigid_fit
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,38 @@ class Frame:
         """Points (..., 2) -> x and y in this frame."""
         off = (points - self.origin) / self.width
         return off @ self.along, off @ self.down
+
+
+def turn(angles: np.ndarray) -> np.ndarray:
+    """Yaw, pitch and roll (n, 3) in radians -> rotations (n, 3, 3)."""
+    (sy, sp, sr), (cy, cp, cr) = np.sin(angles).T, np.cos(angles).T
+    none, one = np.zeros_like(cy), np.ones_like(cy)
+
+    def stacked(*rows: tuple[np.ndarray, ...]) -> np.ndarray:
+        return np.stack([np.stack(row, -1) for row in rows], -2)
+
+    yaw = stacked((cy, none, sy), (none, one, none), (-sy, none, cy))
+    pitch = stacked((one, none, none), (none, cp, -sp), (none, sp, cp))
+    return stacked((cr, -sr, none), (sr, cr, none), (none, none, one)) @ pitch @ yaw
+
+
+def borrow(
+    still: np.ndarray, motion: np.ndarray, canonical: np.ndarray, widely: float = 1.0, angles: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A still's landmarks (478, 3) moved as a clip's (n, 478, 3) move from its first, and moved as its head alone
+    moves. canonical (478, 3): the modes' head; widely: how widely the face moves, as a factor; angles (n, 3): yaw,
+    pitch and roll by which the head is turned further, in radians."""
+    s0, r0, t0 = (x[0] for x in rigid_fit(still[None, STABLE], canonical[STABLE]))
+    s, r, t = rigid_fit(motion[:, STABLE], canonical[STABLE])
+    head = (still - t0) @ r0 / s0
+    face = np.einsum("nmi,nij->nmj", motion - t[:, None], r) / s[:, None, None]
+    rotation = np.einsum("nij,kj,kl->nil", r, r[0], r0)
+    if angles is not None:
+        rotation = turn(angles) @ rotation
+    size, place = (s0 * s / s[0])[:, None, None], t0 + (t - t[0])[:, None]
+    moved = np.einsum("nmj,nij->nmi", head + widely * (face - face[0]), rotation) * size + place
+    carried = np.einsum("mj,nij->nmi", head, rotation) * size + place
+    return moved.astype(np.float32), carried.astype(np.float32)
 
 
 def brightness(picture: np.ndarray, box: np.ndarray) -> float:
@@ -121,8 +153,16 @@ def bend(
     still: np.ndarray, before: np.ndarray, after: np.ndarray, box: np.ndarray, height: int, width: int
 ) -> np.ndarray:
     """A still (S, S, 3) uint8 whose points `before` (n, 2) have moved to `after` (n, 2), seen in a window (4,) there,
-    (height, width, 3) in 0..1. Between the points the displacement is interpolated by radial functions of the distance
-    itself, the smoothest in three dimensions."""
+    (height, width, 3) in 0..1."""
+    source = bending(before, after, box, height, width)
+    pixels = (source * len(still) - 0.5).astype(np.float32)
+    return cv2.remap(still, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) / np.float32(255)
+
+
+def bending(before: np.ndarray, after: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Where, as points `before` (n, 2) move to `after` (n, 2), what is seen in a window (4,) comes from:
+    (height, width, 2). Between the points the displacement is interpolated by radial functions of the distance itself,
+    the smoothest in three dimensions."""
     points, count = after.astype(np.float64), len(after)
     system = np.zeros((count + 3, count + 3))
     system[:count, :count] = _distances(points, points) + 1e-3 * np.eye(count)
@@ -131,8 +171,7 @@ def bend(
     weights = np.linalg.solve(system, np.concatenate([before - after, np.zeros((3, 2))]))
     at = raster(box, height, width).reshape(-1, 2)
     source = at + _distances(at, points) @ weights[:count] + np.c_[at, np.ones(len(at))] @ weights[count:]
-    pixels = (source.reshape(height, width, 2) * len(still) - 0.5).astype(np.float32)
-    return cv2.remap(still, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) / np.float32(255)
+    return source.reshape(height, width, 2)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

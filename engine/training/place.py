@@ -21,6 +21,7 @@ from engine.training.batches import Augmentation, Cache, keypoints_of, mouth_pla
 from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import Modes
 from engine.training.painting import eyes_of
+from engine.training.precision import half
 from engine.training.stage1 import crop, load_modes, open_run
 
 #: How far a window is off at run time, where another detector places it: in fractions of the picture, and
@@ -38,7 +39,7 @@ class Places(nn.Module):
     def off(self, mouths: Tensor, places: Tensor, eyes: Tensor, sights: Tensor) -> Tensor:
         """Crops (B, 3, 96, 96) and (B, 3, 48, 96), and what is right of them (B, 9) and (B, 2, 10) -> mean distance of
         each number (19,) from that, in the networks' units; both eyes' together."""
-        with torch.autocast(mouths.device.type, torch.bfloat16):
+        with half(mouths.device.type):
             ours, seen = self.place(mouths), self.sight(eyes)
         mouth, eye = (ours - places) / self.place.unit, (seen - sights) / self.sight.unit
         return torch.cat([mouth.abs().mean(0), eye.abs().mean((0, 1))])

@@ -26,13 +26,14 @@ FRAMES_PER_CLIP = {"lrc_ar": 10, "grid": 12, "talkvid": 32, "vasa1": 64, "livepo
 FRAMES_OTHERWISE = 24
 
 
-def read_manifest(data: Path) -> list[dict]:
-    """Rows of `manifest.csv` that hold pictures. Raises InputError where there is none."""
+def read_manifest(data: Path, tier: str = "all") -> list[dict]:
+    """Rows of `manifest.csv` that hold pictures and are of a tier. Raises InputError where there is none."""
     path = data / "manifest.csv"
     if not path.is_file():
         raise InputError(f"{path}: no manifest found; --data must name a folder with manifest.csv and its clips")
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if Path(row["path"]).suffix in (".mp4", ".jpg")]
+        rows = [row for row in csv.DictReader(file) if Path(row["path"]).suffix in (".mp4", ".jpg")]
+    return [row for row in rows if tier in ("all", row["tier"])]
 
 
 def _frames(path: Path, count: int) -> list[tuple[int, np.ndarray]]:
@@ -47,13 +48,13 @@ def _frames(path: Path, count: int) -> list[tuple[int, np.ndarray]]:
     return [(int(i), frames[i].to_ndarray(format="rgb24")) for i in at]
 
 
-def _prepare_part(data: Path, cache: Path, part: int, parts: int) -> None:
+def _prepare_part(data: Path, tier: str, cache: Path, part: int, parts: int) -> None:
     os.environ["GLOG_minloglevel"] = "3"  # noqa: SIM112  (its name in lower case is what glog reads)
     import cv2
     import mediapipe as mp
 
     cv2.setNumThreads(1)
-    rows = read_manifest(data)[part::parts]
+    rows = read_manifest(data, tier)[part::parts]
     mesh = mp.solutions.face_mesh.FaceMesh(
         static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
     )
@@ -105,15 +106,19 @@ def join_parts(cache: Path, parts: int) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv and its clips")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the prepared frames (about 6 GB)")
+    parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone, and "
+                        "so all that is trained from this cache")  # fmt: skip
+    parser.add_argument("--films", type=int, default=0, metavar="N", help="clips to make of each still, moved as "
+                        "people in the data move (default: 0)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
 
 
 def run(args: argparse.Namespace) -> int:
-    read_manifest(args.data)
+    read_manifest(args.data, args.tier)
     args.cache.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_prepare_part, args=(args.data, args.cache, part, args.jobs))
+        context.Process(target=_prepare_part, args=(args.data, args.tier, args.cache, part, args.jobs))
         for part in range(args.jobs)
     ]
     for worker in workers:
@@ -123,5 +128,9 @@ def run(args: argparse.Namespace) -> int:
     if any(worker.exitcode for worker in workers):
         raise InputError(f"{args.data}: preparing failed in a worker; its message is above")
     join_parts(args.cache, args.jobs)
+    if args.films:
+        from engine.training.filming import film_stills  # it stands on this module
+
+        print(f"filmed: {film_stills(args.cache, args.films)} clips of stills")
     print(f"prepared: {args.cache}")
     return 0

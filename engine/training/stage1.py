@@ -27,6 +27,7 @@ from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from engine.training.modes import EYELIDS, LIP_PAIRS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
+from engine.training.precision import half
 
 EXPRESSIONS = 18
 VALIDATION_CLIPS = 32
@@ -157,7 +158,7 @@ def losses(
     "discriminator" is for its own optimiser."""
     size, times = batch.frames.shape[0], batch.frames.shape[1] - 1
     stills = batch.real == 0
-    autocast = torch.autocast(batch.frames.device.type, torch.bfloat16)
+    autocast = half(batch.frames.device.type)
     with autocast:
         with torch.set_grad_enabled(train_encoder):
             encoded = encode(model, shone(batch.frames) if train_encoder else batch.frames, batch.mouth, batch.eyes)
@@ -289,7 +290,7 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
         batch = collate([part])
         device = next(model.parameters()).device
         frames, mouth, eyes = batch.frames.to(device), batch.mouth.to(device), batch.eyes.to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half(device.type):
             latent = encode(model, frames, mouth, eyes)
             fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         weights = model.coefficients(latent)
@@ -318,8 +319,8 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
             still = sample(portrait[:1], points[:1]).view(192, 192, 3)
             rows.append(torch.cat([still, true[0], ours[0], true[1], ours[1]], 1).clamp(0, 1).cpu().numpy())
     if sheet is not None:
-        half = len(rows) // 2
-        picture = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], 1)
+        column = len(rows) // 2
+        picture = np.concatenate([np.concatenate(rows[:column]), np.concatenate(rows[column : 2 * column])], 1)
         cv2.imwrite(str(sheet), (picture[..., ::-1] * 255).round().astype(np.uint8))
     model.train()
     return {f"{name}_ratio": sums[name] / copies[name] for name in sums}

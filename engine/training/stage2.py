@@ -23,6 +23,7 @@ from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.training import readings
 from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
+from engine.training.precision import half
 from engine.training.readings import Reading
 
 DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
@@ -130,7 +131,7 @@ def warp_features(features: Tensor, generator: torch.Generator) -> Tensor:
 def at_speed(track: np.ndarray, speed: float) -> np.ndarray:
     """(n, ...) played `speed` times as fast. Speech gets another pitch and other resonances, as if of another head."""
     at = np.arange(0, len(track) - 1, speed)
-    low = at.astype(np.int64)
+    low = np.minimum(at.astype(np.int64), len(track) - 2)  # the last of `at` may be rounded up to the end
     part = (at - low).astype(np.float32).reshape(-1, *[1] * (track.ndim - 1))
     return track[low] * (1 - part) + track[low + 1] * part
 
@@ -280,7 +281,7 @@ def flow_loss(
     mixed = latents * (1 - level[..., None]) + noise * level[..., None] + blur * past[..., None]
     hears = (torch.rand(size, generator=generator) > DROP_SPEECH).float().to(device)
     knows = (torch.rand(size, generator=generator) > DROP_STATISTICS).float().to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with half(device.type):
         velocity = model(mixed, level, past, present, speech, hears, batch.statistics, knows).float()
     new = (present * (1 - past))[..., None]
     error = (velocity - (noise - latents)) @ care
@@ -446,7 +447,7 @@ def run(args: argparse.Namespace) -> int:
         batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
         set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
-        with torch.autocast(args.device, torch.bfloat16):
+        with half(args.device):
             heard = model.speech(batch.features).float()
         loss = flow_loss(model.motion, batch, heard, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
         optimiser.zero_grad(set_to_none=True)

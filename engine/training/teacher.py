@@ -19,11 +19,16 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.features import LATENT_HOP, SAMPLE_RATE
+from engine.training.readings import read
 from engine.training.stage2 import Corpus, at_speed
 
 WIDTH = 384
 #: Speech is heard as it is, and by larger and smaller heads that speak slower and faster.
 SPEEDS = (1.0, 0.85, 1.16)
+#: Of files that are heard.
+SUFFIXES = (".flac", ".g722", ".mp3", ".mp4", ".ogg", ".wav")
+#: Not that of the readings that stage 2 learns closures from: other nonsense.
+READINGS_SEED = 1
 _WINDOW_SECONDS, _PAUSE_SECONDS = 30, 0.5
 _FFT, _HOP, _BANDS = 400, 160, 80
 #: Files that do not say their format.
@@ -85,14 +90,18 @@ def _played(audio: np.ndarray, speed: float) -> np.ndarray:
 
 
 def pieces(args: argparse.Namespace) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(split, source, audio) of the talking heads and of every sound file in the other folders."""
-    corpus = Corpus.open(args.latents)
-    for clip in corpus.clips:
-        yield clip["split"], clip["source"], corpus.audio_of(clip)
+    """(split, source, audio) of the talking heads, of nonsense that espeak-ng reads, and of every sound file in the
+    other folders."""
+    if args.latents is not None:
+        corpus = Corpus.open(args.latents)
+        for clip in corpus.clips:
+            yield clip["split"], clip["source"], corpus.audio_of(clip)
+    for number, reading in enumerate(read(args.readings, READINGS_SEED)):
+        yield "val" if number % 50 == 0 else "train", "readings", reading.samples
     for folder in args.audio:
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".g722", ".ogg", ".wav", ".flac", ".mp3"))
+        files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
         if not files:
-            raise InputError(f"{folder}: no sound files here (.g722, .ogg, .wav, .flac, .mp3)")
+            raise InputError(f"{folder}: no sound files here ({', '.join(SUFFIXES)})")
         for number, path in enumerate(files):
             yield "val" if number % 50 == 0 else "train", folder.name, read_speech(path)
 
@@ -116,8 +125,10 @@ def packed(parts: Iterator[tuple[str, str, np.ndarray]]) -> Iterator[list[tuple[
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--audio", type=Path, nargs="*", default=[], help="folders with more speech")
+    parser.add_argument("--latents", type=Path, help="folder made by `ifmdm train latents`, whose clips are heard")
+    parser.add_argument("--audio", type=Path, nargs="*", default=[], help="folders with more speech, or with film")
+    parser.add_argument("--readings", type=int, default=0, metavar="N", help="nonsense texts that espeak-ng shall read "
+                        "(default: 0)")  # fmt: skip
     parser.add_argument("--whisper", type=Path, help="folder with Whisper tiny.en for CTranslate2 (the extra's)")
     parser.add_argument("--output", type=Path, required=True)
 
