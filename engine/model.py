@@ -17,18 +17,22 @@ from engine.backend import Backend, CpuBackend, Renderer, choose
 from engine.errors import InputError
 from engine.gather import Network
 from engine.portrait import Portrait
-from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, portrait_inputs, prepare, resting
+from engine.renderer import closing
+from engine.renderer.boxes import mouth_box
+from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, blinking, portrait_inputs, prepare, resting
+from engine.renderer.inside import INSIDE
+from engine.renderer.outline import Outline
 
 _SETS = Path(__file__).parent / "weights"
 #: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
-WEIGHTS = {name: _SETS / name for name in ("research", "clean")}
+WEIGHTS = {name: _SETS / name for name in ("research",)}
 DEFAULT_WEIGHTS = "research"
-VERSION = 7
+VERSION = 8
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
-FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight")
+FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight", "lips")
 RUNTIME_ARRAYS = (
-    "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees",
+    "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees", "blink",
 )  # fmt: skip
 
 
@@ -142,10 +146,17 @@ class Model:
         return self._motion(inputs)[0]
 
     def prepare(self, portrait: Portrait) -> PreparedPortrait:
-        """Run the portrait network: once a portrait, a fraction of a second."""
-        inputs = portrait_inputs(portrait.pixels, portrait.keypoints)
+        """Run the portrait network, once a portrait, a fraction of a second; where it smiles with open lips, they are
+        closed first (see engine/renderer/closing.py), and it is run again."""
+        pixels, keypoints, own_teeth = portrait.pixels, portrait.keypoints, None
+        fields, inputs = self._fields(pixels, keypoints)
+        found = Outline(*fields["lips"][0].tolist())
+        if closing.smiles(found):
+            box = mouth_box(keypoints)
+            own_teeth = closing.teeth(pixels, box, found, INSIDE)
+            pixels = closing.close(pixels, box, found)
+            fields, inputs = self._fields(pixels, keypoints)
         read = self.encode(inputs)
-        fields = dict(zip(FIELDS, self._portrait(inputs), strict=True))
         latent = anchored(
             read,
             lambda latent: self.coefficients(latent)[-GAUGES:],
@@ -154,7 +165,13 @@ class Model:
         )
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         own = self.coefficients(latent)
-        return prepare(portrait.pixels, portrait.keypoints, counts, latent, own, fields, misread=read - latent)
+        blinks = blinking(self.coefficients(latent + self.arrays["blink"]), own)
+        return prepare(pixels, keypoints, counts, latent, own, fields, read - latent, blinks, own_teeth)
+
+    def _fields(self, pixels: np.ndarray, keypoints: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What the portrait network makes of a picture, and what it was given."""
+        inputs = portrait_inputs(pixels, keypoints)
+        return dict(zip(FIELDS, self._portrait(inputs), strict=True)), inputs
 
     def renderer(self, prepared: PreparedPortrait, size: int) -> Renderer:
         """What draws a prepared portrait at a size."""

@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.renderer.inside import TEETH, Place, apart, depth, raster, uncovered
-from engine.renderer.lids import LIDS, SHUT, SLACK, Eye, Lids, closure, come_down, crop_of
+from engine.renderer.lids import LIDS, SHUT, SLACK, Lids, closure, come_down, crop_of
+from engine.renderer.outline import Outline
 
 SKIN, IRIS, LASHES = (200, 160, 140), (60, 90, 120), (40, 30, 30)
-LEFT = Eye(0.3, 0.25, 0.17, 0.01, 0.22, 0.0, -0.2, 0.12, 0.0, -0.1)
-RIGHT = Eye(0.7, 0.25, 0.17, -0.01, 0.22, 0.0, -0.2, 0.12, 0.0, -0.1)
+LEFT = Outline(0.3, 0.25, 0.17, 0.01, 0.22, 0.0, -0.2, 0.12, 0.0, -0.1)
+RIGHT = Outline(0.7, 0.25, 0.17, -0.01, 0.22, 0.0, -0.2, 0.12, 0.0, -0.1)
 #: Where the picture of closed lids has its pixels, in widths of the box.
 PIXELS = raster(np.array([0, 0, 1, LIDS[0] / LIDS[1]]), *LIDS)
 
 
-def face(*eyes: Eye, skin: tuple[int, int, int] = SKIN) -> np.ndarray:
+def face(*eyes: Outline, skin: tuple[int, int, int] = SKIN) -> np.ndarray:
     """What a box shows of skin with open eyes, lashes at their upper edges."""
     picture = np.full((*LIDS, 3), skin, np.float32)
     for eye in eyes:
@@ -28,7 +29,7 @@ def face(*eyes: Eye, skin: tuple[int, int, int] = SKIN) -> np.ndarray:
     return picture
 
 
-def opened(eye: Eye, margin: float) -> np.ndarray:
+def opened(eye: Outline, margin: float) -> np.ndarray:
     """Where an eye is open, but for a margin in widths of it."""
     x, y = eye.frame(PIXELS)
     upper, lower = eye.edges(x)
@@ -85,7 +86,7 @@ def test_small_changes_of_the_lids_are_not_drawn(read):
 
 @given(x=st.floats(-0.5, 0.5), y=st.floats(-0.5, 0.5), turn=st.floats(-0.6, 0.6), width=st.floats(0.05, 0.4))
 def test_an_eyes_own_frame_turns_with_it(x, y, turn, width):
-    eye = Eye(0.3, 0.2, width * np.cos(turn), width * np.sin(turn), 0.2, 0.0, 0.0, 0.1, 0.0, 0.0)
+    eye = Outline(0.3, 0.2, width * np.cos(turn), width * np.sin(turn), 0.2, 0.0, 0.0, 0.1, 0.0, 0.0)
     assert np.allclose(eye.frame(eye.points(np.array(x), np.array(y))), (x, y), atol=1e-9)
 
 
@@ -131,3 +132,17 @@ def test_what_parts_is_at_least_as_open_as_the_texture_says():
     opacity = np.array([-0.5, 0.0, 0.2, 0.9, 1.4], np.float32)
     assert np.array_equal(uncovered(opacity, np.zeros(5, np.float32)), opacity)
     assert np.allclose(uncovered(opacity, np.full(5, 0.6, np.float32)), [0.1, 0.6, 0.6, 0.9, 1.4])
+
+
+@given(
+    st.floats(-0.4, 0.4),
+    st.floats(0.1, 0.5),
+    st.tuples(*[st.floats(-0.2, 0.2)] * 3),
+    st.tuples(*[st.floats(-0.2, 0.2)] * 3),
+)
+def test_an_outline_is_found_again_from_its_points(turn, width, above, below):
+    outline = Outline(0.5, 0.4, width * np.cos(turn), width * np.sin(turn), *above, *below)
+    x = np.linspace(-0.4, 0.4, 9)
+    corners = tuple(outline.points(np.float64(at), np.float64(0)) for at in (-0.5, 0.5))
+    again = Outline.of(corners, *(outline.points(x, y) for y in outline.edges(x)))
+    assert np.allclose(again.vector(), outline.vector(), atol=1e-5)

@@ -23,15 +23,16 @@ from engine.renderer.cpu import (
     resting,
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
-from engine.renderer.lids import LIDS, Eye, Lids, crop_of
+from engine.renderer.lids import LIDS, Lids, crop_of
 from engine.renderer.matte import fill, refine
+from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
 NUMBER = 15
 #: Where the eyes of such a face are in their box.
 EYES = (
-    Eye(0.3, 0.28, 0.17, 0.0, 0.2, 0.02, -0.2, 0.12, 0.0, -0.1),
-    Eye(0.7, 0.27, 0.16, -0.02, 0.2, 0.0, -0.2, 0.12, 0.02, -0.1),
+    Outline(0.3, 0.28, 0.17, 0.0, 0.2, 0.02, -0.2, 0.12, 0.0, -0.1),
+    Outline(0.7, 0.27, 0.16, -0.02, 0.2, 0.0, -0.2, 0.12, 0.02, -0.1),
 )
 PLACES = {"head": (32, 32), "face": (128, 128), "mouth": (96, 96), "eyes": (48, 96)}
 #: A face framed as in training, in YuNet's order.

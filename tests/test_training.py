@@ -595,16 +595,17 @@ def test_where_mouths_and_eyes_are_is_learned_apart(cache_folder, modes, rendere
     shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
     before = checkpoint(tmp_path)
     flags = ("--cache", cache_folder, "--run", tmp_path, "--batch", 2, "--steps", 2)
-    assert place.run(arguments(place, monkeypatch, *flags)) == 0
-    after = checkpoint(tmp_path)
-    assert after["step"] == before["step"]
-    for part in ("model", "average"):
-        changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
-        assert {name.split(".")[1] for name in changed} == {"place", "sight"}
+    for parts in (("lips",), place.PARTS):
+        assert place.run(arguments(place, monkeypatch, *flags, "--parts", *parts)) == 0
+        after = checkpoint(tmp_path)
+        assert after["step"] == before["step"]
+        for part in ("model", "average"):
+            changed = {name for name, value in after[part].items() if not torch.equal(value, before[part][name])}
+            assert {name.split(".")[1] for name in changed} == set(parts)
     train_renderer(cache_folder, tmp_path, "--steps", 5)  # stage 1 goes on from there, and leaves it alone
     last = checkpoint(tmp_path)
     assert last["step"] == 5
-    kept = [name for name in last["model"] if name.startswith(("portrait.place.", "portrait.sight."))]
+    kept = [name for name in last["model"] if name.startswith(tuple(f"portrait.{part}." for part in place.PARTS))]
     assert kept and all(torch.equal(last["model"][name], after["model"][name]) for name in kept)
 
 
@@ -670,15 +671,16 @@ def test_faces_are_drawn_alike_for_the_same_seed_and_step(cache, modes):
     first, again, other = faces.batch(4, 1, 2), faces.batch(4, 1, 2), faces.batch(4, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
-    mouths, places, eyes, sights = first
-    assert mouths.shape == (4, 3, MOUTH, MOUTH) and places.shape == (4, 9)
+    mouths, places, lips, eyes, sights = first
+    assert mouths.shape == (4, 3, MOUTH, MOUTH) and places.shape == (4, 9) and lips.shape == (4, 10)
     assert eyes.shape == (4, 3, *EYES) and sights.shape == (4, 2, 10)
     assert all(crops.min() >= 0 and crops.max() <= 1 for crops in (mouths, eyes))
     assert (sights[:, 0, 0] < sights[:, 1, 0]).all()  # that on the left of the picture comes first
     networks = place.Places()
     assert networks.off(*first).min() > 0
     networks.place.forward, networks.sight.forward = lambda _: places, lambda _: sights
-    assert torch.equal(networks.off(*first), torch.zeros(19))
+    networks.lips.forward = lambda _: lips
+    assert torch.equal(networks.off(*first), torch.zeros(29))
 
 
 def test_the_encoders_lessons_fit_between_stretches_of_stage1(cache_folder, modes, renderer_run, tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import numpy as np
 from engine.renderer import lids, lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import Inside, Place, apart, uncovered
-from engine.renderer.lids import Eye, Lids
+from engine.renderer.lids import Lids
 from engine.renderer.matte import Layers, part, refine, shine
+from engine.renderer.outline import Outline
 
 CANVAS = 256
 #: The portrait is kept so many times as fine as it is shown, by Lanczos' filter, and frames pick from it bilinearly.
@@ -47,6 +48,9 @@ SURE = (0.01, 0.05)
 #: Open smiles close by less than they are told to, and are told this much more: nothing more at the first of these
 #: openings, all of it from the second on.
 WILLING, SMILE = 1.4, (0.05, 0.08)
+#: A blink of film reads as so much of a closure on the median face, and between 0.1 and 1.9 on others: how much
+#: further their lids shall close, as a factor, at least and at most.
+BLINK, BLINKING = 0.7, (0.6, 3.0)
 #: What follows the coefficients of all fields: how far lips are apart and eyes closed, see network.Gauges.
 GAUGES = 2
 
@@ -83,7 +87,7 @@ class PreparedPortrait:
     pixels; patches: mouth, eyes; inside: of the mouth. Drawn of the mouth are its depth and how far what it holds is
     shown (2, h, w), see inside.py; of the eyes the colours of closed lids, how far down their way a place lies, whether
     they come there, and how light their lashes are (6, h, w), see lids.py. misread (D,): what the encoder says too much
-    of this face, see engine/anchor.py."""
+    of this face, see engine/anchor.py; blinking: how much further its lids close than the gauge says, as a factor."""
 
     pixels: np.ndarray
     matte: np.ndarray
@@ -95,6 +99,7 @@ class PreparedPortrait:
     patches: tuple[Patch, Patch]
     inside: Inside
     misread: np.ndarray
+    blinking: float = 1.0
 
 
 def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,20 +152,22 @@ def prepare(
     coefficients: np.ndarray,
     fields: dict[str, np.ndarray],
     misread: np.ndarray,
+    blinking: float = 1.0,
+    teeth: np.ndarray | None = None,
 ) -> PreparedPortrait:
     """Outputs of the networks -> a portrait ready to move.
 
-    pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,), coefficients (C,) and misread (D,) of the portrait; fields:
-    head (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, matte, share, place and sight as in
-    network.Fields."""
+    pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,), coefficients (C,), misread (D,) and blinking: as in
+    PreparedPortrait; fields: head (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, matte, share, place and
+    sight as in network.Fields. teeth: of a portrait whose lips were open, see closing.teeth."""
 
     def rows(field: np.ndarray) -> np.ndarray:
         laid = field[0].transpose(0, 2, 3, 1) * CANVAS
         return np.ascontiguousarray(laid, np.float32).reshape(len(laid), -1)
 
     boxes = mouth_box(keypoints), eyes_box(keypoints)
-    inside = Inside.of(boxes[0], Place(*fields["place"][0].tolist()), fields["share"][0, 0])
-    left, right = (Eye(*numbers) for numbers in fields["sight"][0].tolist())
+    inside = Inside.of(boxes[0], Place(*fields["place"][0].tolist()), fields["share"][0, 0], teeth)
+    left, right = (Outline(*numbers) for numbers in fields["sight"][0].tolist())
     shut = Lids.of((left, right), lids.crop_of(pixels, boxes[1]))
     drawn = (
         np.stack([inside.depth, inside.picture[..., 3]]),
@@ -180,22 +187,31 @@ def prepare(
         ),
         inside,
         misread,
+        blinking,
     )
 
 
 def resting(fields: dict[str, np.ndarray]) -> np.ndarray:
     """(2,) what the gauges should say of a portrait, by where its networks find lips and lids."""
-    opening = np.mean([Eye(*numbers).opening() for numbers in fields["sight"][0].tolist()])
+    opening = np.mean([Outline(*numbers).opening() for numbers in fields["sight"][0].tolist()])
     gap = np.float64(Place(*fields["place"][0].tolist()).gap)
     apart = gap * (lips.smoothstep(gap, *SURE) + (WILLING - 1) * lips.smoothstep(gap, *SMILE))
     return np.array([apart, lids.closed(opening)], np.float32)
 
 
-def away(coefficients: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """How coefficients (C,) differ from a portrait's own, as network.away: (C,) float32."""
+def away(coefficients: np.ndarray, own: np.ndarray, blinking: float = 1.0) -> np.ndarray:
+    """How coefficients (C,) differ from a portrait's own, as network.away: (C,) float32. blinking: see
+    PreparedPortrait."""
     off = (coefficients - own).astype(np.float32)
-    off[-1] /= lids.left_open(own[-1])
+    off[-1] *= blinking / lids.left_open(own[-1])
     return off
+
+
+def blinking(coefficients: np.ndarray, own: np.ndarray) -> float:
+    """The factor that makes a whole blink of a portrait whose coefficients are `own` (C,) read as most faces' does, of
+    what is read of it (C,)."""
+    read = max(float(away(coefficients, own)[-1]), 1e-6)
+    return float(np.clip(BLINK / read, *BLINKING))
 
 
 def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
@@ -292,7 +308,7 @@ class CpuRenderer:
 
     def render(self, coefficients: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, written to `out` if given."""
-        weights = away(coefficients, self.portrait.coefficients)
+        weights = away(coefficients, self.portrait.coefficients, self.portrait.blinking)
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
         cv2.remap(

@@ -112,9 +112,13 @@ class Inside:
     depth: np.ndarray
 
     @classmethod
-    def of(cls, box: np.ndarray, place: Place, share: np.ndarray) -> "Inside":
-        """Drawn in a mouth box (4,) where the mouth is; share (n, n) in 0..1."""
-        picture = np.dstack([draw(place, len(share)) * 255, share]).astype(np.float32)
+    def of(cls, box: np.ndarray, place: Place, share: np.ndarray, own: np.ndarray | None = None) -> "Inside":
+        """Drawn in a mouth box (4,) where the mouth is; share (n, n) in 0..1; own (n, n, 4): what the portrait itself
+        shows there, see closing.teeth."""
+        colours = draw(place, len(share)) * 255
+        if own is not None:
+            colours += (own[..., :3] - colours) * own[..., 3:]
+        picture = np.dstack([colours, share]).astype(np.float32)
         return cls(box, picture, depth(place, len(share)).astype(np.float32))
 
     def extent(self, canvas: int) -> tuple[int, int, int, int] | None:

@@ -1,17 +1,18 @@
 """Lids that close, drawn: skin that comes down over the eye, its lashes at its edge.
 
 Lids of a portrait are open, and textures learned from film at 256 pixels, where a blink is three frames, make of them a
-shade over the eye. Where the eyes are open in the portrait a network tells (`Eye`, two of them), how far the lids have
+shade over the eye. Where the eyes are open in the portrait a network tells (an `Outline` each), how far the lids have
 come down a number read off the latent; what they look like is made, once a portrait, of its own skin about the eye.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from engine.renderer.inside import raster
 from engine.renderer.lips import smoothstep
+from engine.renderer.outline import Outline
 
 #: Height and width of the picture of closed lids, over the eyes' box.
 LIDS = (96, 192)
@@ -28,57 +29,6 @@ ROOTS, ABOVE, BELOW = 0.05, (0.06, 0.12, 0.18, 0.24), (0.08, 0.14, 0.2)
 
 
 @dataclass(frozen=True)
-class Eye:
-    """Where an eye is, in a box of the eyes, in widths of that box. x, y: the middle between its corners; across, down:
-    from there to the corner on the right of the picture, twice; above, above_tilt, above_bow and below...: how far the
-    edges of its lids lie above and below the line of its corners, in widths of the eye, as the curve
-    (1 - 4 x^2)^0.7 (edge + tilt x + bow x^2) for x of -0.5 to 0.5 from corner to corner."""
-
-    x: float
-    y: float
-    across: float
-    down: float
-    above: float
-    above_tilt: float
-    above_bow: float
-    below: float
-    below_tilt: float
-    below_bow: float
-
-    def vector(self) -> np.ndarray:
-        """(10,), as a network tells it."""
-        return np.array(astuple(self), np.float32)
-
-    def frame(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points (..., 2) in widths of the box -> x and y in this eye's own frame."""
-        square = max(self.across**2 + self.down**2, 1e-8)
-        off = points - [self.x, self.y]
-        return off @ [self.across, self.down] / square, off @ [-self.down, self.across] / square
-
-    def points(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """x and y in this eye's own frame -> points (..., 2) in widths of the box."""
-        return np.stack(
-            [self.x + x * self.across - y * self.down, self.y + x * self.down + y * self.across], -1
-        )
-
-    def opening(self) -> float:
-        """How open it is, as landmarks.eye_opening says: its lids' mean distance at two places, in eye widths."""
-        upper, lower = self.edges(np.array([-0.17, 0.17]))
-        return float((lower - upper).mean())
-
-    def edges(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """y of the upper and of the lower lid's edge at x of -0.5 to 0.5."""
-        arch = arch_of(x)
-        upper = -arch * (self.above + self.above_tilt * x + self.above_bow * x**2)
-        return upper, arch * (self.below + self.below_tilt * x + self.below_bow * x**2)
-
-
-def arch_of(x: np.ndarray) -> np.ndarray:
-    """What all lids' curves have in common; see Eye."""
-    return (1 - 4 * np.square(x)).clip(0, 1) ** 0.7
-
-
-@dataclass(frozen=True)
 class Lids:
     """Closed lids, over the eyes' box. picture (96, 192, 5) float32: colours in 0..255, how far down the way that the
     upper lid comes a place lies (0: where lashes are rooted, 1: at the lower lid), and whether it comes there, in 0..1;
@@ -88,7 +38,7 @@ class Lids:
     lashes: float
 
     @classmethod
-    def of(cls, eyes: tuple[Eye, Eye], crop: np.ndarray) -> "Lids":
+    def of(cls, eyes: tuple[Outline, Outline], crop: np.ndarray) -> "Lids":
         """Drawn where two eyes are, of what is seen in their box: crop (96, 192, 3) in 0..255."""
         height, width = LIDS
         at = raster(np.array([0, 0, 1, height / width]), height, width)
@@ -120,7 +70,7 @@ def crop_of(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
     return cv2.remap(pixels, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _way(eye: Eye, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _way(eye: Outline, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How far down the way of an eye's upper lid places in its own frame lie."""
     upper, lower = eye.edges(x)
     return ((y - upper + ROOTS) / np.maximum(lower - upper + ROOTS, 0.02)).clip(-1, 2)
@@ -138,7 +88,7 @@ def pick(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     )
 
 
-def _lashes(eye: Eye, crop: np.ndarray, skin: np.ndarray) -> float:
+def _lashes(eye: Outline, crop: np.ndarray, skin: np.ndarray) -> float:
     """How dark an eye's upper lashes are in the portrait, as a share of the skin above them."""
     x, off = np.meshgrid(np.linspace(-0.35, 0.35, 15), np.linspace(-0.08, 0.06, 8))
     upper = eye.edges(x)[0]
@@ -148,7 +98,7 @@ def _lashes(eye: Eye, crop: np.ndarray, skin: np.ndarray) -> float:
 
 
 def closed(openness):
-    """How open eyes are, as Eye.opening or landmarks.eye_opening say -> how far they are closed, as gauges say."""
+    """How open eyes are, as Outline.opening or landmarks.eye_opening say -> how far they are closed, as gauges say."""
     return (1 - openness / USUAL) / (1 - LEFT)
 
 

@@ -141,7 +141,8 @@ class Fields:
     eyes (B, Kf * 2 + Kt * 4, 48, 96): flows first, then textures, each red, green, blue (premultiplied) and opacity;
     matte (B, 1, 128, 128): logits of how much of a pixel is the person's; share (B, 1, 192, 192) in 0..1, over the
     mouth box: how far the mouth's texture shows what the mouth holds instead of colours of its own; place (B, 9): where
-    the mouth is, so that this can be drawn (see inside.py); sight (B, 2, 10): where the eyes are, see lids.Eye.
+    the mouth is, so that this can be drawn (see inside.py); sight (B, 2, 10): where the eyes are, see
+    outline.Outline; lips (B, 10): where the lips' inner edges are, likewise.
     """
 
     head: Tensor
@@ -152,6 +153,7 @@ class Fields:
     share: Tensor
     place: Tensor
     sight: Tensor
+    lips: Tensor
 
 
 def with_place(x: Tensor) -> Tensor:
@@ -180,8 +182,15 @@ class PlaceNetwork(nn.Module):
         return self.usual + self.unit * self.body(mouth - 0.5).float()
 
 
+class LipsNetwork(PlaceNetwork):
+    """Mouth crops (B, 3, 96, 96) in 0..1 -> where the inner edges of its lips are (B, 10), see outline.Outline."""
+
+    USUAL = (0.507, 0.447, 0.380, 0.0, 0.006, 0.0, 0.088, 0.080, 0.0, -0.199)
+    UNIT = (0.020, 0.019, 0.066, 0.045, 0.073, 0.078, 0.204, 0.067, 0.065, 0.175)
+
+
 class SightNetwork(nn.Module):
-    """Eyes crops (B, 3, 48, 96) in 0..1 -> where the eyes are (B, 2, 10), see lids.Eye, that on the left of the picture
+    """Eyes crops (B, 3, 48, 96) in 0..1 -> where the eyes are (B, 2, 10), see Outline, that on the left of the picture
     first. A network of its own, as PlaceNetwork."""
 
     #: As PlaceNetwork's.
@@ -217,7 +226,7 @@ class PortraitNetwork(nn.Module):
         self.matte_out = nn.Conv2d(widths[0], 1, 3, 1, 1)
         self.mouth = UNet(5, (32, 64, 96, 128))
         self.mouth_out = nn.Conv2d(32, 2 * shape.mouth_flow + 4 * shape.mouth_texture, 3, 1, 1)
-        self.place, self.sight = PlaceNetwork(), SightNetwork()
+        self.place, self.sight, self.lips = PlaceNetwork(), SightNetwork(), LipsNetwork()
         self.share_out = nn.Conv2d(32, 1, 3, 1, 1)
         self.eyes = UNet(5, (24, 48, 64, 96))
         self.eyes_out = nn.Conv2d(24, 2 * shape.eyes_flow + 4 * shape.eyes_texture, 3, 1, 1)
@@ -244,6 +253,7 @@ class PortraitNetwork(nn.Module):
             F.interpolate(share, size=INSIDE, mode="bilinear", align_corners=False),
             self.place(mouth),
             self.sight(eyes),
+            self.lips(mouth),
         )
 
 

@@ -116,7 +116,7 @@ class TorchRenderer:
         elif out.shape != (self.size, self.size, 3) or out.dtype != np.uint8:
             raise ValueError(f"out {out.shape} {out.dtype}, not {(self.size, self.size, 3)} uint8")
         # a copy, so that whoever keeps a frame does not keep its whole batch
-        np.copyto(out, self._gatherer.call(_Show(self._seat, away(coefficients, own))))
+        np.copyto(out, self._gatherer.call(_Show(self._seat, away(coefficients, own, self.portrait.blinking))))
         return out
 
 

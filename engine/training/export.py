@@ -243,6 +243,21 @@ def runtime_arrays(
     }
 
 
+def blink_of(
+    clips: list[np.ndarray], gauges: Callable[[np.ndarray], np.ndarray], lids: np.ndarray, within: np.ndarray
+) -> np.ndarray:
+    """(D,) how far a blink moves a latent, along the directions of the lids alone: the mean of the clips of latents
+    (n, D) in which eyes close. gauges: latents (n, D) -> (n, 2); lids (2, D) and within (D,): see runtime_arrays."""
+    far = []
+    for latents in clips:
+        closed = gauges(latents)[:, 1]
+        if closed.max() - np.median(closed) > BLINKS:
+            far.append(lids @ ((latents[closed.argmax()] - np.median(latents, 0)) / within))
+    print(f"blinks: in {len(far)} of {len(clips)} clips", flush=True)
+    along = np.mean(far, 0) if far else np.zeros(len(lids))
+    return (along @ lids * within).astype(np.float32)
+
+
 def export(
     renderer: Renderer, speech: SpeechEncoder, motion: MotionTransformer, arrays: dict[str, np.ndarray], output: Path,
     note: dict, licence: str,
@@ -292,6 +307,8 @@ def export(
 
 
 UNLICENSED = "not stated"
+#: A clip in which the gauge rises by this much above its median holds a blink.
+BLINKS = 0.6
 #: At 1.07, landmarks see mouths that speak swing 1.04 times as widely as the real ones, and jitter is 1.28 of theirs.
 OPENING = 0.97
 #: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
@@ -402,6 +419,13 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
     with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
+    with torch.no_grad():
+        arrays["runtime.blink"] = blink_of(
+            [corpus.latents_of(clip) for clip in corpus.split("train", ("clean", "research"))],
+            lambda latents: renderer.coefficients.gauges(torch.from_numpy(latents)).numpy(),
+            arrays["runtime.lids"],
+            arrays["runtime.within"],
+        )
     note = {"renderer_steps": steps, "motion_steps": read(args.motion)["step"]}
     export(renderer, speech, motion, arrays, args.output, note, args.licence or UNLICENSED)
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))

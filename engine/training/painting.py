@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from engine.renderer.inside import ENAMEL, TEETH, Place, raster, teeth_in
-from engine.renderer.lids import Eye, arch_of
 from engine.renderer.lips import smoothstep
+from engine.renderer.outline import Outline
 from engine.training.modes import EYE_OUTLINES, INNER_LIPS, STABLE, rigid_fit
 
 
@@ -92,22 +92,21 @@ def place_of(landmarks: np.ndarray, box: np.ndarray, look: Place | None = None, 
     return replace(look, x=middle[0], y=middle[1], across=along[0], up=along[1])
 
 
-def eyes_of(landmarks: np.ndarray, box: np.ndarray) -> tuple[Eye, Eye]:
+def eyes_of(landmarks: np.ndarray, box: np.ndarray) -> tuple[Outline, Outline]:
     """Landmarks (478, 2+) and an eyes window (4,) -> where the eyes are, that on the left of the picture first."""
     points = (landmarks[:, :2].astype(np.float64) - box[:2]) / box[2]
     eyes = []
     for outline, turned in zip(EYE_OUTLINES, (False, True), strict=True):
         outer, below, inner, above = outline[0], outline[1:8], outline[8], outline[9:]
         left, right = (inner, outer) if turned else (outer, inner)
-        middle, along = (points[left] + points[right]) / 2, points[right] - points[left]
-        flat = Eye(*middle, *along, *[0.0] * 6)
-        curves = []
-        for lid, sign in ((above, -1), (below, 1)):
-            x, y = flat.frame(points[lid])
-            x = x.clip(-0.45, 0.45)
-            curves.append(np.linalg.lstsq(arch_of(x)[:, None] * np.stack([x**0, x, x**2], 1), sign * y, rcond=None)[0])
-        eyes.append(Eye(*middle.tolist(), *along.tolist(), *curves[0].tolist(), *curves[1].tolist()))
+        eyes.append(Outline.of((points[left], points[right]), points[above], points[below]))
     return eyes[0], eyes[1]
+
+
+def lips_of(landmarks: np.ndarray, box: np.ndarray) -> Outline:
+    """Landmarks (478, 2+) and a mouth window (4,) -> where lips meet, or what lies between them."""
+    points = (landmarks[INNER_LIPS, :2].astype(np.float64) - box[:2]) / box[2]
+    return Outline.of((points[0], points[10]), points[1:10], points[11:])
 
 
 def smiling(place: Place, still: np.ndarray, landmarks: np.ndarray, box: np.ndarray) -> Place:

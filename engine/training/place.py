@@ -16,33 +16,37 @@ import torch
 from torch import Tensor, nn
 
 from engine.renderer.boxes import eyes_box, mouth_box
-from engine.renderer.network import EYES, MOUTH, PlaceNetwork, SightNetwork
+from engine.renderer.network import EYES, MOUTH, LipsNetwork, PlaceNetwork, SightNetwork
 from engine.training.batches import Augmentation, Cache, keypoints_of, mouth_place, pick
 from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import Modes
-from engine.training.painting import eyes_of
+from engine.training.painting import eyes_of, lips_of
 from engine.training.precision import half
 from engine.training.stage1 import crop, load_modes, open_run
 
 #: How far a window is off at run time, where another detector places it: in fractions of the picture, and
 #: in the logarithm of its side.
 OFF, ZOOM = 0.007, 0.05
+PARTS = ("place", "sight", "lips")
 
 
 class Places(nn.Module):
     """What is taught here of a portrait network."""
 
-    def __init__(self, place: PlaceNetwork | None = None, sight: SightNetwork | None = None):
+    def __init__(
+        self, place: PlaceNetwork | None = None, sight: SightNetwork | None = None, lips: LipsNetwork | None = None
+    ):
         super().__init__()
-        self.place, self.sight = place or PlaceNetwork(), sight or SightNetwork()
+        self.place, self.sight, self.lips = place or PlaceNetwork(), sight or SightNetwork(), lips or LipsNetwork()
 
-    def off(self, mouths: Tensor, places: Tensor, eyes: Tensor, sights: Tensor) -> Tensor:
-        """Crops (B, 3, 96, 96) and (B, 3, 48, 96), and what is right of them (B, 9) and (B, 2, 10) -> mean distance of
-        each number (19,) from that, in the networks' units; both eyes' together."""
+    def off(self, mouths: Tensor, places: Tensor, lips: Tensor, eyes: Tensor, sights: Tensor) -> Tensor:
+        """Crops (B, 3, 96, 96) and (B, 3, 48, 96), and what is right of them (B, 9), (B, 10) and (B, 2, 10) -> mean
+        distance of each number (29,) from that, in the networks' units; both eyes' together."""
         with half(mouths.device.type):
-            ours, seen = self.place(mouths), self.sight(eyes)
-        mouth, eye = (ours - places) / self.place.unit, (seen - sights) / self.sight.unit
-        return torch.cat([mouth.abs().mean(0), eye.abs().mean((0, 1))])
+            ours, told, seen = self.place(mouths), self.lips(mouths), self.sight(eyes)
+        mouth, edges = (ours - places) / self.place.unit, (told - lips) / self.lips.unit
+        eye = (seen - sights) / self.sight.unit
+        return torch.cat([mouth.abs().mean(0), edges.abs().mean(0), eye.abs().mean((0, 1))])
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Faces:
         """As Places.off takes them."""
         rng = np.random.default_rng((seed, step))
         drawn = [self._draw(clip, rng) for clip in pick(self.clips, size, rng)]
-        frames, mouths, places, eyes, sights = (torch.from_numpy(np.stack(x)) for x in zip(*drawn, strict=True))
+        frames, mouths, places, lips, eyes, sights = (torch.from_numpy(np.stack(x)) for x in zip(*drawn, strict=True))
         frames = frames.permute(0, 3, 1, 2).float() / 255
-        return crop(frames, mouths, MOUTH, MOUTH), places, crop(frames, eyes, *EYES), sights
+        return crop(frames, mouths, MOUTH, MOUTH), places, lips, crop(frames, eyes, *EYES), sights
 
     def _draw(self, clip: dict, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         at = clip["start"] + rng.integers(clip["count"])
@@ -68,7 +72,8 @@ class Faces:
         landmarks = change.landmarks(self.cache.landmarks[at : at + 1], self.modes.mirror)[0]
         mouth, eyes = (_misplaced(box(keypoints_of(landmarks)), rng) for box in (mouth_box, eyes_box))
         place = mouth_place(frame, landmarks, mouth, sharp=clip["source"] == "portraits").vector()
-        return frame, mouth, place, eyes, np.stack([eye.vector() for eye in eyes_of(landmarks, eyes)])
+        lips = lips_of(landmarks, mouth).vector()
+        return frame, mouth, place, lips, eyes, np.stack([eye.vector() for eye in eyes_of(landmarks, eyes)])
 
 
 def _misplaced(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -80,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lesson_arguments(parser, 2000, 64, "faces")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to teach; the others stay as "
+                        "they are (default: all)")  # fmt: skip
     parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
 
 
@@ -88,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     state = open_run(args.run, args.device, args.weights)
-    network = Places(state.model.portrait.place, state.model.portrait.sight)
+    network = Places(state.model.portrait.place, state.model.portrait.sight, state.model.portrait.lips)
+    for name in PARTS:
+        getattr(network, name).requires_grad_(name in args.parts)
     tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     train = Faces(cache, modes, cache.split("train", tiers))
     examination = Faces(cache, modes, cache.split("val")).batch(200, 1, 0)

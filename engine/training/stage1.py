@@ -393,7 +393,7 @@ def run(args: argparse.Namespace) -> int:
     state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
-    for apart in (model.portrait.place, model.portrait.sight, model.coefficients.gauges):
+    for apart in (model.portrait.place, model.portrait.sight, model.portrait.lips, model.coefficients.gauges):
         apart.requires_grad_(False)  # they learn apart, see place.py and gauges.py
     train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
