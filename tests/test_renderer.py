@@ -17,6 +17,7 @@ from engine.renderer.cpu import (
     FieldCounts,
     PreparedPortrait,
     away,
+    blinking,
     lay_patch,
     portrait_inputs,
     prepare,
@@ -68,6 +69,7 @@ def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[st
     fields["share"] = np.clip(smooth(rng, 1, INSIDE, INSIDE, 12) + 0.4, 0, 1)[None] * fade(INSIDE, INSIDE)
     fields["place"] = Place(0.52, 0.48, 0.4, 0.05, 0.02, 0.06, 0.7, 0.65).vector()[None]
     fields["sight"] = np.stack([eye.vector() for eye in EYES])[None]
+    fields["lips"] = Outline(0.52, 0.48, 0.3, 0.0, *[0.0] * 6).vector()[None]
     fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # all is the person
     return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
 
@@ -527,6 +529,16 @@ def test_thin_texture_is_made_thinner_and_thick_texture_thicker(opacities):
     assert (sharp[thick] > opacity[thick]).all()
     torch = pytest.importorskip("torch")
     assert np.allclose(lips.gain(torch.from_numpy(opacity)).numpy(), lips.gain(opacity), atol=1e-6)
+
+
+@pytest.mark.parametrize(("read", "factor"), [(0.7, 1.0), (0.35, 2.0), (0.1, 3.0), (-0.2, 3.0), (1.0, 0.7), (2.0, 0.6)])
+def test_lids_close_further_where_less_is_read_of_a_blink(read, factor):
+    own = np.zeros(5, np.float32)
+    blink = np.array([1, 2, 3, 4, read], np.float32)
+    assert blinking(blink, own) == pytest.approx(factor)
+    off = away(blink, own, blinking(blink, own))
+    assert np.array_equal(off[:-1], blink[:-1])
+    assert off[-1] == pytest.approx(factor * read, rel=1e-5)
 
 
 @given(gap=st.floats(-0.05, 0.15), more=st.floats(0, 0.05))

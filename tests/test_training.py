@@ -1127,8 +1127,8 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     monkeypatch.setattr(export, "MotionShape", SMALL)
     given = {}
 
-    def keep(renderer, speech, motion, arrays, output, note):
-        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note)
+    def keep(renderer, speech, motion, arrays, output, note, licence):
+        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note, licence=licence)
         output.mkdir()
         for name in (*FILES, "config.json"):
             (output / name).touch(0o600)
@@ -1145,6 +1145,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     args = parser.parse_args([str(word) for name, value in flags.items() for word in (f"--{name}", value)])
     assert export.run(args) == 0
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
+    assert given["licence"] == "not stated"
     for name, model in (("renderer", renderer), ("motion", motion)):
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
     assert np.array_equal(written["runtime.swing"], 2 * normaliser.within)
@@ -1174,8 +1175,8 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
     torch.save({"average": own | kept, "step": 7}, run / "checkpoint.pt")
     given = {}
 
-    def keep(renderer, speech, motion, arrays, output, note):
-        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note)
+    def keep(renderer, speech, motion, arrays, output, note, licence):
+        given.update(renderer=renderer, speech=speech, motion=motion, arrays=arrays, note=note, licence=licence)
         output.mkdir()
         for name in (*FILES, "config.json"):
             (output / name).touch()
@@ -1194,11 +1195,22 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
     assert set(given["arrays"]) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
     assert all(np.array_equal(value, shipped[name].numpy()) for name, value in given["arrays"].items())
     assert given["note"]["renderer_steps"] == 7
+    assert "non-commercial" in given["licence"]
     torch.save({"average": own, "step": 7}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="its encoder is not the renderer's"):
         export.run(asked("--from", WEIGHTS["research"]))
     with pytest.raises(InputError, match="--speech is missing"):
         export.run(asked())
+
+
+def test_a_blink_is_the_mean_of_those_in_film_along_the_lids_alone():
+    """Clips whose eyes close move along a direction of the lids, and otherwise at random; one does not blink."""
+    rng, within = np.random.default_rng(0), np.array([0.5, 1, 2, 1])
+    lids = np.eye(4)[:2]
+    clips = [np.concatenate([rng.normal(0, 1e-3, (9, 4)), [[far * 0.5, 0, 3, 0]]]) for far in (4.0, 5.0, 0.1)]
+    blink = export.blink_of(clips, lambda latents: np.stack([latents[:, 0] * 0, latents[:, 0]], 1), lids, within)
+    assert np.allclose(blink, [4.5 * 0.5, 0, 0, 0], atol=0.01)
+    assert not export.blink_of(clips[2:], lambda latents: latents[:, :2] * 0, lids, within).any()
 
 
 def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, latents_folder):

@@ -50,7 +50,7 @@ def turn(angles: np.ndarray) -> np.ndarray:
 
     yaw = stacked((cy, none, sy), (none, one, none), (-sy, none, cy))
     pitch = stacked((one, none, none), (none, cp, -sp), (none, sp, cp))
-    return stacked((cr, -sr, none), (sr, cr, none), (none, none, one)) @ pitch @ yaw
+    return stacked((cr, -sr, none), (sr, cr, none), (none, none, one)) @ yaw @ pitch
 
 
 def borrow(
