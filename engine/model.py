@@ -23,9 +23,8 @@ from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, blinking,
 from engine.renderer.inside import INSIDE
 from engine.renderer.outline import Outline
 
-_SETS = Path(__file__).parent / "weights"
 #: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
-WEIGHTS = {name: _SETS / name for name in ("research",)}
+WEIGHTS = {"research": Path(__file__).parent / "weights" / "research"}
 DEFAULT_WEIGHTS = "research"
 VERSION = 8
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
@@ -82,13 +81,11 @@ class Model:
     backend: Backend = field(default_factory=CpuBackend)
 
     @classmethod
-    def load(
-        cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu"
-    ) -> "Model":
+    def load(cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu") -> "Model":
         """Read a weights folder (by default that of the set that ships as such). threads: of ONNX Runtime on the
         processor, for each call. backend: "cpu", "cuda", "auto" or one that is there already, see engine/backend.py.
         Raises WeightsError, BackendError."""
-        directory = directory or WEIGHTS[DEFAULT_WEIGHTS]
+        directory = directory or find_weights(DEFAULT_WEIGHTS)
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}

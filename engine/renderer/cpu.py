@@ -48,7 +48,7 @@ SURE = (0.01, 0.05)
 #: Open smiles close by less than they are told to, and are told this much more: nothing more at the first of these
 #: openings, all of it from the second on.
 WILLING, SMILE = 1.4, (0.05, 0.08)
-#: A blink of film reads as so much of a closure on the median face, and between 0.1 and 1.9 on others: how much
+#: A blink of film reads as so much of a closure on the median face, and between 0.1 and 1.4 on others: how much
 #: further their lids shall close, as a factor, at least and at most.
 BLINK, BLINKING = 0.7, (0.6, 3.0)
 #: What follows the coefficients of all fields: how far lips are apart and eyes closed, see network.Gauges.

@@ -1,7 +1,8 @@
 """`ifmdm train place`: teach a run's portrait network where mouths and eyes are, before or amid stretches of stage 1.
 
 What lies behind lips is drawn, and lids that close (see renderer/inside.py and lids.py), where the mouth and the eyes
-are, and that must be known to a pixel on any face. Landmarks say it of every frame there is. It takes minutes, and
+are, and smiles are closed along the inner edges of their lips (renderer/closing.py). That must be known to a pixel on
+any face. Landmarks say it of every frame there is. It takes minutes, and
 stage 1 leaves it alone.
 """
 
