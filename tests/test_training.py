@@ -770,7 +770,7 @@ SMALL = partial(MotionShape, window=32, width=24, depth=1, heads=2)
 
 def window_sampler(folder: Path) -> stage2.WindowSampler:
     corpus = stage2.Corpus.open(folder)
-    clips = corpus.split("train", ("clean",))
+    clips = corpus.split("train")
     assert [clip["count"] for clip in clips] == [60, 24, 45, 30]
     return stage2.WindowSampler(corpus, clips, stage2.Normaliser.fit(corpus, clips), SMALL(latent=LATENT))
 
@@ -1121,7 +1121,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
         wrong = {key: torch.full_like(value, 5.0) for key, value in right.items()}
         torch.save({"average": right, "model": wrong, "step": step}, tmp_path / name / "checkpoint.pt")
     corpus = stage2.Corpus.open(latents_folder)
-    clips = corpus.split("train", ("clean",))
+    clips = corpus.split("train")
     normaliser = stage2.Normaliser.fit(corpus, clips)
     np.savez(tmp_path / "motion" / "normaliser.npz", **vars(normaliser))
     monkeypatch.setattr(export, "MotionShape", SMALL)

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     corpus = Corpus.open(args.latents)
-    clips = corpus.split("train", ("clean", "research"))
+    clips = corpus.split("train")
     normaliser = Normaliser.load(args.motion)
     shape = MotionShape(latent=corpus.latents.shape[1])
     care = torch.from_numpy(np.load(args.latents / "care.npy"))

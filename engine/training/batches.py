@@ -73,8 +73,8 @@ class Cache:
         mattes = np.memmap(folder / "mattes.u8", np.uint8, "r", shape=(len(landmarks), MATTE, MATTE))
         return cls(frames, landmarks, mattes, json.loads((folder / "index.json").read_text()))
 
-    def split(self, name: str, tiers: tuple[str, ...] = ("clean", "research")) -> list[dict]:
-        chosen = [clip for clip in self.clips if clip["split"] == name and clip["tier"] in tiers]
+    def split(self, name: str) -> list[dict]:
+        chosen = [clip for clip in self.clips if clip["split"] == name]
         return [clip for clip in chosen if not held_out(clip["path"])]
 
     def landmarks_of(self, clip: dict) -> np.ndarray:

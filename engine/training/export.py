@@ -166,7 +166,7 @@ class Poses:
         modes = load_modes(opened, cache)
         known = {clip["path"]: clip for clip in opened.clips}
         latents, poses = [], []
-        for clip in corpus.split("train", ("clean", "research")):
+        for clip in corpus.split("train"):
             entry = known[clip["path"]]
             if abs(float(entry["fps"]) - LATENT_RATE) > 0.1:
                 continue  # its latents are not those of its frames
@@ -214,7 +214,7 @@ def runtime_arrays(
     from the normalised latent, made orthonormal. degrees (3, D): see Poses."""
     latent = corpus.latents.shape[1]
     rows, goals, weights, deviations = [], [], [], []
-    for clip in corpus.split("train", ("clean", "research")):
+    for clip in corpus.split("train"):
         z = corpus.latents_of(clip)
         pick = z[:: max(1, len(z) // 6)]
         rows.append(np.concatenate([pick, np.ones((len(pick), 1), np.float32)], 1))
@@ -318,7 +318,7 @@ WIDEST, NARROWEST = 1.55, 0.85
 def _spoken(model: Model, corpus: Corpus, count: int, goal: Callable[[np.ndarray], Statistics], swing: np.ndarray):
     """Of `count` training clips, evenly over the split: each one's latents (n, D), and those generated from its speech
     as they ship, aiming at what `goal` makes of its latents."""
-    every = corpus.split("train", ("clean", "research"))
+    every = corpus.split("train")
     for number, at in enumerate(np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)):
         z = corpus.latents_of(every[at])
         speech = LogMel().push(np.pad(corpus.audio_of(every[at]), (0, 20 * LATENT_HOP)))
@@ -421,7 +421,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     with torch.no_grad():
         arrays["runtime.blink"] = blink_of(
-            [corpus.latents_of(clip) for clip in corpus.split("train", ("clean", "research"))],
+            [corpus.latents_of(clip) for clip in corpus.split("train")],
             lambda latents: renderer.coefficients.gauges(torch.from_numpy(latents)).numpy(),
             arrays["runtime.lids"],
             arrays["runtime.within"],

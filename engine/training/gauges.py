@@ -94,7 +94,6 @@ def lesson(gauges: Gauges, one: Tensor, other: Tensor, first: Tensor, then: Tens
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lesson_arguments(parser, 3000, 512, "pairs of frames")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
-    parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,8 +102,7 @@ def run(args: argparse.Namespace) -> int:
     state = open_run(args.run, args.device, args.weights)
     reader = Renderer(state.model.shape).to(args.device)
     reader.load_state_dict(state.average)
-    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    clips = {name: [c for c in cache.split(name, tiers) if c["count"] > 4] for name in ("train", "val")}
+    clips = {name: [c for c in cache.split(name) if c["count"] > 4] for name in ("train", "val")}
     latents = read_latents(reader.eval(), cache, [*clips["train"], *clips["val"]], args.device)
     gaps, eyes = measure(cache.landmarks)
     train, held = (

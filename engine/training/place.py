@@ -88,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to teach; the others stay as "
                         "they are (default: all)")  # fmt: skip
-    parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
     network = Places(state.model.portrait.place, state.model.portrait.sight, state.model.portrait.lips)
     for name in PARTS:
         getattr(network, name).requires_grad_(name in args.parts)
-    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    train = Faces(cache, modes, cache.split("train", tiers))
+    train = Faces(cache, modes, cache.split("train"))
     examination = Faces(cache, modes, cache.split("val")).batch(200, 1, 0)
     pupil = torch.optim.AdamW(network.parameters(), args.rate, weight_decay=1e-3, betas=(0.9, 0.98))
     average, examined = snapshot(network), Places().to(args.device)

@@ -118,8 +118,13 @@ def portrait_fields(model: Renderer, portrait: Tensor, mouth: Tensor, eyes: Tens
 
 def render(motion: Motion, portrait: Tensor, points: Tensor) -> Tensor:
     """Portraits (N, 3, H, W) moved, at output points (N, M, 2) -> colours (N, M, 3)."""
+    return covered(motion, portrait, points)[0]
+
+
+def covered(motion: Motion, portrait: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """As render, and the opacity of the texture there (N, M)."""
     source, colour, opacity = motion.trace(points)
-    return sample(portrait, source) * (1 - opacity) + colour
+    return sample(portrait, source) * (1 - opacity) + colour, opacity[..., 0]
 
 
 def render_layers(motion: Motion, portrait: Layers, points: Tensor) -> Tensor:
@@ -189,12 +194,14 @@ def losses(
 
     out = {"picture": (picture * real).sum()}
     out["matte"] = F.binary_cross_entropy_with_logits(fields.matte, batch.matte)
+    covers: dict[str, Tensor] = {}
     for name, boxes, height, width in (
         ("mouth", batch.target_mouth, MOUTH_RASTER, MOUTH_RASTER),
         ("eyes", batch.target_eyes, *EYES_RASTER),
     ):
         points = grid_points(boxes.flatten(0, 1), height, width)
-        ours = render(motion, portrait, points).mT.reshape(-1, 3, height, width)
+        ours, covers[name] = covered(motion, portrait, points)
+        ours = ours.mT.reshape(-1, 3, height, width)
         true = sample(targets, points).mT.reshape(size, times, 3, height, width)
         true[stills] = batch.painted_mouth if name == "mouth" else batch.painted_eyes
         true = true.flatten(0, 1)
@@ -227,8 +234,7 @@ def losses(
         out["share"] = (fields.share[stills][:, 0] - batch.behind).abs().mean()
 
     # what lies between the lips is new: say so while landmarks judge, or the lips stretch over it for good
-    points = grid_points(batch.target_mouth.flatten(0, 1), MOUTH_RASTER, MOUTH_RASTER)
-    cover, inside = motion.trace(points)[2][..., 0], batch.inside.flatten(0, 1).flatten(1)
+    cover, inside = covers["mouth"], batch.inside.flatten(0, 1).flatten(1)
     out["inside"] = ((cover - inside).square() * (1 + 6 * inside)).mean()
 
     # where lips meet, and met in the portrait, nothing new can be seen: too thin a line for the above to matter there
@@ -239,8 +245,7 @@ def losses(
     out["touch"] = (cover.square() * meet).sum() / meet.sum().clamp(min=50)
 
     # and so is a lid that comes down; beside it, textures may paint where the eyes look
-    points = grid_points(batch.target_eyes.flatten(0, 1), *EYES_RASTER)
-    cover, lids = motion.trace(points)[2][..., 0], batch.lids.flatten(0, 1).flatten(1)
+    cover, lids = covers["eyes"], batch.lids.flatten(0, 1).flatten(1)
     out["cover"] = ((cover - lids).square() * (0.1 + 6 * lids)).mean()
 
     points = batch.landmarks[:, 1:].flatten(0, 1)
@@ -372,7 +377,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=12, help="clips a step")
     parser.add_argument("--targets", type=int, default=5, help="targets a clip")
-    parser.add_argument("--tier", choices=("clean", "all"), default="all", help="clean: freely usable data alone")
     parser.add_argument("--perceptual-from", type=int, default=10**9, help="step from which the perceptual loss counts")
     parser.add_argument("--adversary-from", type=int, default=10**9, help="step from which the adversary counts")
     parser.add_argument("--rate", type=float, default=Schedule.rate, help="highest learning rate")
@@ -389,13 +393,12 @@ def run(args: argparse.Namespace) -> int:
     args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
-    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
     state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     for apart in (model.portrait.place, model.portrait.sight, model.portrait.lips, model.coefficients.gauges):
         apart.requires_grad_(False)  # they learn apart, see place.py and gauges.py
-    train = Sampler(cache, modes, cache.split("train", tiers), args.targets)
+    train = Sampler(cache, modes, cache.split("train"), args.targets)
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)
     perceptual = Perceptual().to(args.device) if args.perceptual_from < args.steps else None

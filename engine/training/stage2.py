@@ -53,8 +53,8 @@ class Corpus:
             json.loads((folder / "latents.json").read_text()),
         )
 
-    def split(self, name: str, tiers: tuple[str, ...]) -> list[dict]:
-        return [c for c in self.clips if c["split"] == name and c["tier"] in tiers and c["count"] >= 20]
+    def split(self, name: str) -> list[dict]:
+        return [c for c in self.clips if c["split"] == name and c["count"] >= 20]
 
     def latents_of(self, clip: dict) -> np.ndarray:
         return self.latents[clip["start"] : clip["start"] + clip["count"]]
@@ -398,7 +398,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=6e-4)
-    parser.add_argument("--tier", choices=("clean", "all"), default="all")
     parser.add_argument("--readings", type=int, default=0, help="learn closures from so many texts, read by espeak-ng")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -407,8 +406,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     args.run.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(args.latents)
-    tiers = ("clean",) if args.tier == "clean" else ("clean", "research")
-    clips = corpus.split("train", tiers)
+    clips = corpus.split("train")
     normaliser = Normaliser.fit(corpus, clips)
     shape = MotionShape(latent=corpus.latents.shape[1])
     weighing = np.load(args.latents / "care.npy")
@@ -419,7 +417,7 @@ def run(args: argparse.Namespace) -> int:
         if len(spoken) % 100 == 0:
             print(f"{len(spoken)}/{args.readings} texts read", flush=True)
     train = WindowSampler(corpus, clips, normaliser, shape, spoken, weighing)
-    held = WindowSampler(corpus, corpus.split("val", ("clean", "research")), normaliser, shape)
+    held = WindowSampler(corpus, corpus.split("val"), normaliser, shape)
     speech = load_speech(args.speech, shape)
     torch.manual_seed(args.seed)
     model = Speaker(MotionTransformer(shape), speech.requires_grad_(args.tune_speech > 0)).to(args.device)
