@@ -1,8 +1,8 @@
-"""The two contact sheets of this folder: python docs/sheets.py PORTRAITS, with the weights that ship.
+"""The contact sheets of this folder: python docs/sheets.py PORTRAITS, with the weights that ship.
 
 bundled.jpg: the bundled portraits saying the bundled voice. unseen.jpg: the same of the first twelve held-out stills
-(engine/training/held_out.py), whose pictures are in the folder PORTRAITS. The portrait first, then nine moments, evenly
-spread.
+(engine/training/held_out.py), whose pictures are in the folder PORTRAITS; unseen-clean.jpg: those with the weights
+`clean`. The portrait first, then nine moments, evenly spread.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from engine.head import Head, Model
+from engine.model import find_weights
 from engine.portrait import load_portrait
 from engine.speech import SAMPLE_RATE, read_voice
 from engine.training.stills import find_stills
@@ -41,12 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("portraits", type=Path, help="folder of the held-out stills")
     args = parser.parse_args()
-    model = Model.load()
-    for name, paths, side, quality in (
-        ("bundled.jpg", list(bundled_portraits().values()), 160, 88),
-        ("unseen.jpg", find_stills(args.portraits, 12), 144, 85),
+    unseen = find_stills(args.portraits, 12)
+    for name, weights, paths, side, quality in (
+        ("bundled.jpg", "research", list(bundled_portraits().values()), 160, 88),
+        ("unseen.jpg", "research", unseen, 144, 85),
+        ("unseen-clean.jpg", "clean", unseen, 144, 80),
     ):
-        picture = sheet(model, paths, side)
+        picture = sheet(Model.load(find_weights(weights)), paths, side)
         cv2.imwrite(str(HERE / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         print(f"{name}: {len(paths)} portraits, {(HERE / name).stat().st_size / 1024:.0f} KiB")
 

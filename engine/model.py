@@ -24,7 +24,7 @@ from engine.renderer.inside import INSIDE
 from engine.renderer.outline import Outline
 
 #: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
-WEIGHTS = {"research": Path(__file__).parent / "weights" / "research"}
+WEIGHTS = {name: Path(__file__).parent / "weights" / name for name in ("research", "clean")}
 DEFAULT_WEIGHTS = "research"
 VERSION = 8
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
@@ -33,6 +33,8 @@ FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight", "
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees", "blink",
 )  # fmt: skip
+#: What some weights have besides.
+MORE_ARRAYS = ("blinks",)
 
 
 class WeightsError(InputError):
@@ -89,6 +91,8 @@ class Model:
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
+            there = set(file.keys())
+            arrays |= {name: file.get_tensor(f"runtime.{name}") for name in MORE_ARRAYS if f"runtime.{name}" in there}
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
         return cls(directory, config, arrays, threads, backend)

@@ -65,6 +65,7 @@ _HEAD_FLAGS = {
     "head.intensity": "--intensity",
     "head.pose": "--pose",
     "head.seed": "--seed",
+    "engine.weights": "--weights",
 }
 _SETTING_FLAGS = {
     "render": {
@@ -93,6 +94,7 @@ _SWITCHES = {"video.badge": "--badge", "head.consent": "--consent", "server.enab
 _METAVARS = {
     "head.pose": "YAW,PITCH,ROLL",
     "head.portrait": "NAME|FILE",
+    "engine.weights": "NAME|FOLDER",
     "render.audio": "FILE",
     "render.output": "FILE",
     "voice.file": "FILE",

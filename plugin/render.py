@@ -108,12 +108,14 @@ def speak(voice: Voice, head: Speaker) -> Iterator[tuple[np.ndarray, list[TimedI
 
 
 def start_head(portrait: Portrait, settings: Settings) -> Speaker:
-    """The engine's head with our weights."""
+    """The engine's head with the weights that are asked for; what may be done with them is told on standard error."""
     from engine.head import Head, Model, Style
     from engine.model import find_weights
 
+    model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
+    print(f"weights {settings.engine.weights}: {model.licence}", file=sys.stderr)
     return Head(
-        Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend),
+        model,
         portrait,
         fps=settings.video.fps,
         size=settings.video.size,

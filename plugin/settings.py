@@ -117,7 +117,7 @@ class EngineSettings(BaseModel):
     model_config = _SECTION
 
     weights: str = Field(
-        "research", min_length=1, description="research, or a folder made by `ifmdm train export`"
+        "research", min_length=1, description="research, clean, or a folder made by `ifmdm train export`"
     )
     backend: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda (an NVIDIA GPU)")
 

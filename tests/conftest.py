@@ -87,7 +87,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     return Untrained(directory, renderer, speech, motion, arrays)
 
 
-@pytest.fixture(scope="session", params=["untrained", "research"])
+@pytest.fixture(scope="session", params=["untrained", *WEIGHTS])
 def weights(request: pytest.FixtureRequest) -> Path:
     """A weights folder: first a random one, then those that ship."""
     if request.param == "untrained":

@@ -68,10 +68,12 @@ def test_version_and_helps(capsys):
 def test_flags_reach_the_settings(rendered, capsys):
     flags = (
         "--portrait bo --audio v.wav -o o.mp4 --fps 30 --size 256 --intensity 1.5 --pose -5,2.5,-1 --seed 9"
+        " --weights clean"
     )
     assert run("render", *flags.split(), "--no-badge", "--consent") == 0
     assert capsys.readouterr().out == "rendered\n"
     (got,) = rendered
+    assert got.engine.weights == "clean"
     assert got.model_dump(include={"head", "video", "render"}) == {
         "head": {"portrait": "bo", "consent": True, "intensity": 1.5, "pose": (-5.0, 2.5, -1.0), "seed": 9},
         "video": {"fps": 30, "size": 256, "badge": False},

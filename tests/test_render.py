@@ -240,13 +240,16 @@ def spoken(tmp_path_factory):
 
 
 
-def test_the_real_thing_speaks_the_same_way_twice_and_without_torch(tmp_path, spoken):
+@pytest.mark.parametrize(("weights", "licence"), [("research", "non-commercial"), ("clean", "any use")])
+def test_the_real_thing_speaks_the_same_way_twice_and_without_torch(tmp_path, spoken, weights, licence):
     flags = ["--audio", str(spoken), "--size", "256", "--fps", "30", "--seed", "7", "--pose", "-5,0,2"]
+    flags += ["--weights", weights]
     for name in ("a.mp4", "b.mp4"):
         done = run_ifmdm("render", *flags, "--output", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "x real time" in done.stdout
         assert done.stderr.split()[-1] == "False"
+        assert licence in done.stderr.splitlines()[0]
     frames = [frame.to_ndarray(format="rgb24") for frame in frames_of(tmp_path / "a.mp4")]
     assert len(frames) == 30
     assert frames[0].shape == (256, 256, 3)

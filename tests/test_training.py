@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
-from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
+from engine.model import FILES, MORE_ARRAYS, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.boxes import MOUTH_SIDE, eyes_box, mouth_box  # noqa: E402
 from engine.renderer.inside import INSIDE  # noqa: E402
@@ -1135,13 +1135,14 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
 
     monkeypatch.setattr(export, "export", keep)
     monkeypatch.setattr(export, "calibrate", lambda *_: normaliser.within)
-    monkeypatch.setattr(export, "widen", lambda *_: 2 * normaliser.within)
+    monkeypatch.setattr(export, "widen", lambda _, corpus, heads: heads * normaliser.within)
     written = {}
     monkeypatch.setattr(export, "write_array", lambda _, name, value: written.update({name: value}))
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
     flags = {"renderer": tmp_path / "renderer", "speech": speech_run(tmp_path), "motion": tmp_path / "motion",
              "latents": latents_folder, "cache": cache_folder, "output": tmp_path / "weights"}  # fmt: skip
+    flags |= {"blinks": 2.2, "heads": 2}
     args = parser.parse_args([str(word) for name, value in flags.items() for word in (f"--{name}", value)])
     assert export.run(args) == 0
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
@@ -1150,7 +1151,8 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
     assert np.array_equal(written["runtime.swing"], 2 * normaliser.within)
     arrays = given["arrays"]
-    assert set(arrays) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
+    assert set(arrays) == {f"runtime.{name}" for name in (*RUNTIME_ARRAYS, *MORE_ARRAYS)}
+    assert arrays["runtime.blinks"] == pytest.approx([2.2])
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values())
     assert np.array_equal(arrays["runtime.within"], normaliser.within)
     assert arrays["runtime.degrees"].shape == (3, LATENT)
@@ -1163,6 +1165,9 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
         off += np.abs(np.append(z[5], 1.0) @ mean_of - z.mean(0))[1:].mean()
         far += np.abs(normaliser.centre - z.mean(0))[1:].mean()
     assert off < far
+    # and a face unlike any on film keeps its own look
+    strange = normaliser.centre + 20 * normaliser.within
+    assert np.abs(np.append(strange, 1.0) @ mean_of - strange).mean() < 0.3 * np.abs(strange - normaliser.centre).mean()
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()} == {0o644}
 
 

@@ -195,7 +195,7 @@ def test_every_set_that_ships_is_whole_and_says_its_licence(name):
 def test_weights_are_a_set_or_a_folder(folder):
     assert find_weights(str(folder)) == folder
     assert Model.load(folder).licence == "for tests"
-    assert "give one of research, or a folder" in refused(find_weights("claen"))
+    assert "give one of research, clean, or a folder" in refused(find_weights("claen"))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -45,7 +45,8 @@ class Pace:
 OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=1.75, temperature=0.4)
 
 
-#: How much more noise the lids get: blinks are rare and sharp, and a few sampler steps lose half of them.
+#: How much more noise the lids get, where the weights say nothing else: blinks are rare and sharp, and a few sampler
+#: steps lose half of them.
 BLINK = 1.5
 #: Heads follow through two poles: of the way to where the sampler says, something goes so much in a latent's 40 ms, and
 #: of the way to that, the head. Each hop is sampled anew, and a head has more mass than that: it may turn back, but not
@@ -101,6 +102,7 @@ class MotionGenerator:
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
     pace: Pace = field(default_factory=Pace)
+    blinks: float = BLINK  # how much more noise the lids get
     state: MotionState = field(init=False)
 
     @classmethod
@@ -114,6 +116,8 @@ class MotionGenerator:
         if swing is not None:
             known["swing"] = swing
         aim = {"statistics": statistics, "first": first, "seed": seed, "pace": pace}
+        if "blinks" in model.arrays:
+            aim["blinks"] = float(model.arrays["blinks"][0])
         return cls(model.velocity, model.listen, model.window, **known, **aim)
 
     def __post_init__(self) -> None:
@@ -178,7 +182,7 @@ class MotionGenerator:
         # counter-based noise: hop n of seed s is the same whatever happened before
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
         noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
-        noise += np.float32(BLINK - 1) * (noise @ self.lids.T) @ self.lids
+        noise += np.float32(self.blinks - 1) * (noise @ self.lids.T) @ self.lids
         fresh = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
         keep = window - new
         dropped = max(0, made + pace.hop - keep)

@@ -327,7 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate N clips, spread evenly over the split; or N stills, or N sentences of each voice",
     )
     parser.add_argument(
-        "--weights", type=find_weights, metavar="SET", help="research or a folder (default: research)"
+        "--weights", type=find_weights, metavar="SET", help="research, clean or a folder (default: research)"
     )
     parser.add_argument(
         "--subject", choices=("model", "copy"), default="model", help="copy: the baseline alone"

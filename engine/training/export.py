@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from engine.errors import InputError
 from engine.features import LATENT_HOP, LogMel
 from engine.head import Style, statistics
 from engine.model import FIELDS, FILES, VERSION, Model
-from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
+from engine.motion.generator import BLINK, OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
@@ -201,30 +202,43 @@ class Poses:
         return (self.directions[:3] / np.degrees(POSE_UNIT[:3])[:, None]).astype(np.float32)
 
 
+#: How many people share the one identity of a source whose people are not told apart.
+PEOPLE = {"lrc_ar": 35}
+
+
 def runtime_arrays(
-    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], poses: Poses, ridge: float = 1.0
+    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], poses: Poses, ridge: float = 10.0
 ) -> dict[str, np.ndarray]:
     """What the runtime must know of the latents besides the networks' weights.
 
     mean_from_portrait (D + 1, D): a clip's mean latent from one frame's latent, last row the offset, so that a
-    portrait's own look sets where its motion is centred: expressions regress to those of people who speak (ridge
-    regression), and the head stays where it is in the portrait.
+    portrait's own look sets where its motion is centred: expressions go some way to those of people who speak, and the
+    head stays where it is in the portrait. It is ridge regression of the way, so that a face unlike those on film
+    keeps its own look, and people count alike, however many clips they are in.
     deviation (D,): the clips' deviation, in the mean square; swing (D,): see calibrate and widen. lips
     (2, D), lids (2, D) and head (6, D): how the lips' opening and width, the lids' opening and the pose follow
     from the normalised latent, made orthonormal. degrees (3, D): see Poses."""
     latent = corpus.latents.shape[1]
-    rows, goals, weights, deviations = [], [], [], []
-    for clip in corpus.split("train"):
+    clips = corpus.split("train")
+    clips_of = Counter(clip["identity"] for clip in clips)
+    rows, ways, weights, deviations = [], [], [], []
+    for clip in clips:
         z = corpus.latents_of(clip)
         pick = z[:: max(1, len(z) // 6)]
-        rows.append(np.concatenate([pick, np.ones((len(pick), 1), np.float32)], 1))
-        goals.append(np.broadcast_to(z.mean(0), pick.shape))
-        weights.append(np.full(len(pick), {"lrc_ar": 0.3}.get(clip["source"], 1.0)))
+        rows.append(pick)
+        ways.append(z.mean(0) - pick)
+        weights.append(np.full(len(pick), PEOPLE.get(clip["source"], 1) / clips_of[clip["identity"]]))
         deviations.append(z.std(0))
-    x, y, w = np.concatenate(rows), np.concatenate(goals), np.concatenate(weights)[:, None]
+    x, way, w = np.concatenate(rows), np.concatenate(ways), np.concatenate(weights)[:, None]
+    w /= w.sum()
+    middle, within = (w * x).sum(0), normaliser["within"]
+    x = np.concatenate([(x - middle) / within, np.ones((len(x), 1))], 1)
     penalty = ridge * np.eye(latent + 1)
     penalty[-1, -1] = 1e-6
-    mean = np.linalg.solve(x.T @ (w * x) + penalty * len(x) * 0.001, x.T @ (w * y))
+    goes = np.linalg.solve(x.T @ (w * x) + penalty, x.T @ (w * way))
+    goes[:-1] /= within[:, None]
+    goes[-1] -= middle @ goes[:-1]
+    mean = np.eye(latent + 1, latent) + goes
     reading, directions = poses.reading, poses.directions
     kept = np.eye(latent + 1, latent) - mean  # what of the portrait's own latent the mean has not
     mean += kept @ reading @ directions
@@ -341,17 +355,18 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     return (within * np.clip(factor, 1.0, 2.2)).astype(np.float32)
 
 
-def widen(directory: Path, corpus: Corpus, clips: int = 120) -> np.ndarray:
+def widen(directory: Path, corpus: Corpus, heads: float = 1.0, clips: int = 120) -> np.ndarray:
     """(D,) the swing with which heads move, and lips open, as widely as people's.
 
     At run time nobody knows a clip's own statistics. Clips that are asked for the average ones move less, all in all,
     than people, of whom some hardly move and some much; what each of the head's directions lacks becomes a factor,
-    between NARROWEST and WIDEST. That of the lips is what the renderer lacks or has too much."""
+    between NARROWEST and WIDEST. That of the lips is what the renderer lacks or has too much. heads: how many times as
+    widely as theirs heads shall move."""
     model = Model.load(directory)
     within, head, swing = (model.arrays[name] for name in ("within", "head", "swing"))
     pairs = _spoken(model, corpus, clips, lambda z: statistics(model, z[0], Style()), swing)
     people, made = np.sum([[((x - x.mean(0)) / within @ head.T).std(0) for x in pair] for pair in pairs], 0)
-    factor = np.clip(people / made, NARROWEST, WIDEST)
+    factor = heads * np.clip(people / made, NARROWEST, WIDEST)
     told = " ".join(f"{lacks:.2f}" for lacks in made / people)
     by = " ".join(f"{value:.2f}" for value in factor)
     print(f"heads: {told} times as wide as people's, made {by} times as wide", flush=True)
@@ -389,6 +404,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--motion", type=Path, help="run folder of `ifmdm train motion`")
     parser.add_argument("--latents", type=Path, help="folder made by `ifmdm train latents`")
     parser.add_argument("--cache", type=Path, help="folder made by `ifmdm train prepare`")
+    parser.add_argument("--heads", type=float, default=1.0, help="how many times as widely as people's of the film "
+                        "heads shall move: more where those sat still")  # fmt: skip
+    parser.add_argument("--blinks", type=float, default=BLINK, help="how much more noise what moves lids gets than all "
+                        "else: more where people of the film blink in their pauses alone")  # fmt: skip
     parser.add_argument("--licence", help="what may be done with these weights, in one line (default: that of --from, "
                         "or \"not stated\")")  # fmt: skip
 
@@ -419,6 +438,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
     with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
+    arrays["runtime.blinks"] = np.array([args.blinks], np.float32)
     with torch.no_grad():
         arrays["runtime.blink"] = blink_of(
             [corpus.latents_of(clip) for clip in corpus.split("train")],
@@ -429,7 +449,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
     note = {"renderer_steps": steps, "motion_steps": read(args.motion)["step"]}
     export(renderer, speech, motion, arrays, args.output, note, args.licence or UNLICENSED)
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
-    write_array(args.output, "runtime.swing", widen(args.output, corpus))
+    write_array(args.output, "runtime.swing", widen(args.output, corpus, args.heads))
 
 
 def run(args: argparse.Namespace) -> int:
