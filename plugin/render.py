@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Protocol
@@ -107,13 +108,14 @@ def speak(voice: Voice, head: Speaker) -> Iterator[tuple[np.ndarray, list[TimedI
     yield voice.samples[:0], [*head.push(hearing.finish()), *head.finish()]
 
 
-def start_head(portrait: Portrait, settings: Settings) -> Speaker:
-    """The engine's head with the weights that are asked for; what may be done with them is told on standard error."""
+def start_head(portrait: Portrait, settings: Settings, tell: bool = False) -> Speaker:
+    """The engine's head with the weights that are asked for. tell: say on standard error what may be done with them."""
     from engine.head import Head, Model, Style
     from engine.model import find_weights
 
     model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
-    print(f"weights {settings.engine.weights}: {model.licence}", file=sys.stderr)
+    if tell:
+        print(f"weights {settings.engine.weights}: {model.licence}", file=sys.stderr)
     return Head(
         model,
         portrait,
@@ -125,9 +127,10 @@ def start_head(portrait: Portrait, settings: Settings) -> Speaker:
 
 
 def render(
-    settings: Settings, start: Callable[[Portrait, Settings], Speaker] = start_head, progress: bool = True
+    settings: Settings, start: Callable[[Portrait, Settings], Speaker] | None = None, progress: bool = True
 ) -> Clip:
-    """Make the clip that the settings ask for; the progress bar goes to standard error.
+    """Make the clip that the settings ask for; the weights' licence and a progress bar go to standard error. start:
+    makes the head (default: start_head).
 
     The voice keeps its rate, up to 48 kHz, and its channels. An existing output file is replaced once the
     new one is whole. Raises InputError or OutputError (ValueErrors of one line) for what cannot be done.
@@ -138,6 +141,7 @@ def render(
     sound = Path(settings.render.audio) if settings.render.audio else BUNDLED_VOICE
     check_paths(output, picture, sound)
     voice = read_voice(sound)
+    start = start or partial(start_head, tell=progress)
     head = start(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)), settings)
     badge = Badge(video.size) if video.badge else None
 
