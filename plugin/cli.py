@@ -44,6 +44,7 @@ _TRAINING = {
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
     "latents": ("latents", "read the motion latents of every clip, for stage 2"),
     "align": ("align", "find how late each clip's sound is against its picture, with a trained motion model"),
+    "turn": ("turning", "add to the latents of people who sit still copies whose heads turn as they speak"),
     "teacher": ("teacher", "let a speech recogniser hear speech, for the speech encoder to learn from"),
     "speech": ("distil", "teach the speech encoder what the recogniser heard"),
     "motion": ("stage2", "train stage 2, the motion diffusion transformer"),

@@ -41,6 +41,7 @@ from engine.training import (  # noqa: E402
     stage1,
     stage2,
     teacher,
+    turning,
 )
 from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
@@ -1231,6 +1232,70 @@ def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, late
     turned = modes.latents(cache.landmarks_of(cache.clips[0]))[:, :3]
     told = np.degrees(turned * POSE_UNIT[:3]) @ true @ poses.reading[:, :3]
     assert np.abs((told - told.mean(0)) - (turned - turned.mean(0))).max() < 0.1 * np.ptp(turned, 0).max()
+
+
+# --- heads that turn
+
+
+@given(st.integers(0, 2**31), st.integers(30, 400))
+def test_heads_keep_postures_and_nod_where_it_is_loud(seed, count):
+    rng = np.random.default_rng(seed)
+    loud = np.full(count, -60.0)
+    beats = np.arange(12, count, 20)
+    loud[beats] = 0.0
+    assert np.array_equal(turning.stresses(loud), beats)
+    assert len(turning.stresses(np.full(count, -60.0))) == 0
+    angles = turning.poses(loud, rng)
+    assert angles.shape == (count, 3) and np.abs(angles.mean(0)).max() < 1e-9
+    assert np.abs(np.diff(angles, axis=0)).max() < np.radians(8)  # no jump in 40 ms
+
+
+def test_speech_moves_heads_more_than_silence_and_pitch_follows_it():
+    loud = np.full(100, -60.0)
+    still = np.mean([turning.poses(loud, np.random.default_rng(seed)).std(0) for seed in range(200)], 0)
+    loud[[20, 45, 70]] = -3.0
+    loud[[19, 21, 44, 46, 69, 71]] = -12.0
+    spoken = np.array([turning.poses(loud, np.random.default_rng(seed)) for seed in range(200)])
+    assert (spoken.std(1).mean(0) > still).all()
+    pitch = spoken.mean(0)[:, 1]  # what chance does is gone in the mean: nods are left, down where it is loud
+    assert pitch[[20, 45, 70]].min() > pitch[[32, 57, 85]].max() + np.radians(0.3)
+
+
+@given(angles, angles, angles)
+def test_a_head_turns_about_its_neck(plain_modes, yaw, pitch, roll):
+    angles_of = np.array([[0.0, 0.0, 0.0], [yaw, pitch, roll]])
+    eyes = np.linalg.norm(plain_modes.canonical[263] - plain_modes.canonical[33])
+    neck = eyes * np.array([0, *turning.NECK])
+    rotations = np.stack([turn(*angle) for angle in angles_of])
+    points = np.einsum("nij,mj->nmi", rotations, plain_modes.canonical - neck) + neck
+    told = plain_modes.latents((points * np.exp(-1.8) + 0.5).astype(np.float32))[:, :5]
+    assert np.allclose(turning.hinged(angles_of, plain_modes)[:, :5], told - told[0], atol=2e-3)
+
+
+def test_copies_of_latents_turn_and_share_their_clips_sound(latents_folder, cache_folder, renderer_run, tmp_path):
+    parser = argparse.ArgumentParser()
+    turning.add_arguments(parser)
+    flags = {"latents": latents_folder, "cache": cache_folder, "renderer": renderer_run, "output": tmp_path / "turned"}
+    words = [str(word) for name, value in (flags | {"copies": 2}).items() for word in (f"--{name}", value)]
+    assert turning.run(parser.parse_args(words)) == 0
+    before, after = stage2.Corpus.open(latents_folder), stage2.Corpus.open(tmp_path / "turned")
+    assert after.clips[: len(before.clips)] == before.clips
+    assert np.array_equal(after.latents[: len(before.latents)], before.latents)
+    trained, copies = before.split("train"), after.clips[len(before.clips) :]
+    assert [c["path"] for c in copies] == [c["path"] for c in trained for _ in range(2)]
+    changes = []
+    for copy in copies:
+        clip = next(c for c in trained if c["path"] == copy["path"])
+        assert copy["turned"] and np.array_equal(after.audio_of(copy), before.audio_of(clip))
+        changes.append(after.latents_of(copy) - before.latents_of(clip))
+    assert all(0 < np.abs(change).max() > 10 * np.abs(change.mean(0)).max() for change in changes)
+    every = np.concatenate(changes)
+    assert np.linalg.matrix_rank(every, tol=1e-3 * np.linalg.norm(every)) <= 5  # three angles, and where they take it
+    assert np.array_equal(np.load(tmp_path / "turned" / "care.npy"), np.load(latents_folder / "care.npy"))
+    # what tells poses off latents knows nothing of the copies'
+    assert len(export.Poses.of(after, cache_folder).latents) == len(export.Poses.of(before, cache_folder).latents)
+    with pytest.raises(InputError, match="another folder"):
+        turning.run(parser.parse_args([*words[:-4], "--output", str(latents_folder)]))
 
 
 # --- the adversary, and clips aligned in time

@@ -171,6 +171,8 @@ class Poses:
             entry = known[clip["path"]]
             if abs(float(entry["fps"]) - LATENT_RATE) > 0.1:
                 continue  # its latents are not those of its frames
+            if clip.get("turned"):
+                continue  # nor these, see turning.py
             at = np.array(entry["frames_at"])
             at = at[at < clip["count"]]
             z, pose = corpus.latents_of(clip)[at], modes.latents(opened.landmarks_of(entry)[: len(at)])[:, :POSE]
