@@ -20,8 +20,9 @@ from engine.errors import InputError
 from engine.features import HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, SpeechEncoder
 from engine.training.checkpoint import Run, cosine_rate, set_rate
+from engine.training.microphones import augment
 from engine.training.precision import half
-from engine.training.stage2 import augment, log_mel, warp_features
+from engine.training.stage2 import log_mel, warp_features
 from engine.training.teacher import WIDTH
 
 

@@ -23,6 +23,7 @@ from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.training import readings
 from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
+from engine.training.microphones import augment
 from engine.training.precision import half
 from engine.training.readings import Reading
 
@@ -92,20 +93,6 @@ class Normaliser:
         """Mean and deviation (D,) of a clip's latents -> the condition (2 D,)."""
         spread = np.log(np.maximum(deviation, 1e-4) / self.within)
         return np.concatenate([(mean - self.centre) / self.total, np.clip(spread, -2.5, 2.5)]).astype(np.float32)
-
-
-def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gain and noise, as microphones and rooms differ. audio (n,) float32."""
-    level = np.sqrt((audio**2).mean()) + 1e-6
-    audio = audio * np.float32(10 ** (rng.uniform(-14, 8) / 20))
-    if rng.random() < 0.5:
-        noise = rng.standard_normal(len(audio), np.float32)
-        if rng.random() < 0.5:
-            noise = np.cumsum(noise * 0.3) - np.linspace(0, 1, len(noise), dtype=np.float32) * np.sum(noise * 0.3)
-            noise = np.diff(noise, prepend=0) * 0.5 + np.convolve(noise * 0.01, np.ones(4) / 4, "same")
-        noise = noise / (noise.std() + 1e-6)
-        audio = audio + (level * 10 ** (-rng.uniform(12, 45) / 20) * noise).astype(np.float32)
-    return audio
 
 
 def log_mel(audio: Tensor, filters: Tensor, window: Tensor) -> Tensor:
