@@ -28,6 +28,7 @@ from engine.renderer.inside import INSIDE  # noqa: E402
 from engine.renderer.lids import LIDS  # noqa: E402
 from engine.renderer.network import EYES, MOUTH, Gauges, Motion, Renderer  # noqa: E402
 from engine.training import (  # noqa: E402
+    batches,
     distil,
     encoder,
     espeak,
@@ -245,9 +246,9 @@ def test_rigid_fit_undoes_a_similarity():
 # --- batches
 
 
-@given(seed=st.integers(0, 10_000), which=st.integers(0, LANDMARKS - 1))
+@given(seed=st.integers(0, 10_000), which=st.integers(0, LANDMARKS - 1), swayed=st.booleans())
 @settings(max_examples=40)
-def test_picture_and_landmarks_stay_in_register(plain_modes, seed, which):
+def test_picture_and_landmarks_stay_in_register(plain_modes, seed, which, swayed):
     rng = np.random.default_rng(seed)
     points = rng.uniform(0.3, 0.7, (1, LANDMARKS, 3)).astype(np.float32)
     at = points[0, which, :2] * SIZE - 0.5  # in pixels, whose centres are at half pixels of 0..1
@@ -256,6 +257,7 @@ def test_picture_and_landmarks_stay_in_register(plain_modes, seed, which):
     picture = np.repeat(blob[..., None], 3, 2).round().astype(np.uint8)
     change = Augmentation.draw(rng)
     change = Augmentation(change.matrix, change.mirror, np.ones(3, np.float32), np.zeros(3, np.float32))
+    change = change.swayed(rng) if swayed else change
     warped = change.frame(picture)[..., 0].astype(float)
     seen = np.array([(warped * columns).sum(), (warped * rows).sum()]) / warped.sum()
     moved = change.landmarks(points, plain_modes.mirror)
@@ -324,12 +326,34 @@ def test_frames_landmarks_and_latents_of_a_draw_belong_together(cache, modes):
         at = int(np.abs(landmarks[..., :2] - points).sum((1, 2)).argmin())
         assert np.array_equal(points, landmarks[at, :, :2])
         assert np.array_equal(frame, cache.frames[clip["start"] + at])
-        assert np.array_equal(latent, latents[at])
+        assert np.allclose(latent, latents[at], atol=1e-5)
         corners = points[[61, 291]].mean(0)
         assert (mouth[:2] < corners).all()
         assert (corners < mouth[:2] + mouth[2:]).all()
     assert np.allclose(part["mouth"][:, 2:], part["mouth"][0, 2:])  # all are judged in windows of one size
     assert part["real"] == 1
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_frames_in_front_of_plain_walls_sway_each_by_itself(cache, modes, plain, monkeypatch):
+    clip = cache.split("train")[0]
+    monkeypatch.setattr(batches, "PLAIN", (clip["source"],) if plain else ())
+    landmarks = cache.landmarks.copy()
+    landmarks[clip["start"] : clip["start"] + clip["count"]] = landmarks[clip["start"]]  # who does not move
+    part = Sampler(replace(cache, landmarks=landmarks), modes, [clip], 5).draw(clip, np.random.default_rng(3))
+    leant = np.abs(part["landmarks"][1:] - part["landmarks"][0]).max((1, 2))
+    assert (leant > 0.01).all() if plain else (leant == 0).all()
+    assert np.abs(part["latents"][:, POSE:] - part["latents"][0, POSE:]).max() < 0.05  # in their faces nothing moves
+
+
+def test_worse_cameras_show_the_same():
+    torch.manual_seed(0)
+    frames = torch.nn.functional.interpolate(torch.rand(8, 3, 8, 8), 64, mode="bilinear")[:, None].repeat(1, 2, 1, 1, 1)
+    before = frames.clone()
+    worn = stage1.worn(frames)
+    assert worn.shape == frames.shape and worn.min() >= 0 and worn.max() <= 1
+    assert 0.001 < (worn - frames).abs().mean() < 0.05
+    assert frames.equal(before)
 
 
 def test_a_still_borrows_motion_and_is_judged_by_landmarks_and_what_is_painted(cache, modes):
@@ -754,7 +778,7 @@ def latents_folder(tmp_path_factory, cache) -> Path:
         z[:, 0] = np.arange(count)
         loud = np.repeat(rng.uniform(0.02, 0.5, count), LATENT_HOP)
         sound = (rng.standard_normal(count * LATENT_HOP) * loud)[: count * LATENT_HOP - 100 * (number % 3)]
-        keep = {k: entry[k] for k in ("path", "source", "tier", "split")} | {"identity": str(number)}
+        keep = {k: entry[k] for k in ("path", "source", "split")} | {"identity": str(number)}
         clips.append(keep | {"start": sum(map(len, latents)), "count": count})
         clips[-1] |= {"audio_start": sum(map(len, sounds)), "audio_count": len(sound)}
         latents.append(z.astype(np.float32))
@@ -1269,31 +1293,36 @@ def test_heads_keep_postures_and_nod_where_it_is_loud(seed, count):
     loud[beats] = 0.0
     assert np.array_equal(turning.stresses(loud), beats)
     assert len(turning.stresses(np.full(count, -60.0))) == 0
-    angles = turning.poses(loud, rng)
-    assert angles.shape == (count, 3) and np.abs(angles.mean(0)).max() < 1e-9
-    assert np.abs(np.diff(angles, axis=0)).max() < np.radians(8)  # no jump in 40 ms
+    made = turning.poses(loud, rng)
+    assert made.shape == (count, POSE) and np.abs(made.mean(0)).max() < 1e-9
+    assert (np.abs(np.diff(made, axis=0)) < 3 * turning.POSTURES).all()  # no jump in 40 ms
 
 
 def test_speech_moves_heads_more_than_silence_and_pitch_follows_it():
-    loud = np.full(100, -60.0)
-    still = np.mean([turning.poses(loud, np.random.default_rng(seed)).std(0) for seed in range(200)], 0)
-    loud[[20, 45, 70]] = -3.0
-    loud[[19, 21, 44, 46, 69, 71]] = -12.0
-    spoken = np.array([turning.poses(loud, np.random.default_rng(seed)) for seed in range(200)])
-    assert (spoken.std(1).mean(0) > still).all()
+    def moves(loud: np.ndarray) -> np.ndarray:
+        return np.array([turning.poses(loud, np.random.default_rng(seed)) for seed in range(200)])
+
+    silence, speech = np.full(100, -60.0), np.full(100, -20.0)
+    speech[[20, 45, 70]] = -3.0
+    still, spoken = moves(silence), moves(speech)
+    pace = [np.abs(np.diff(made, axis=1)).mean((0, 1)) for made in (still, spoken)]
+    assert (pace[1] > 1.3 * pace[0]).all()
     pitch = spoken.mean(0)[:, 1]  # what chance does is gone in the mean: nods are left, down where it is loud
     assert pitch[[20, 45, 70]].min() > pitch[[32, 57, 85]].max() + np.radians(0.3)
 
 
 @given(angles, angles, angles)
 def test_a_head_turns_about_its_neck(plain_modes, yaw, pitch, roll):
-    angles_of = np.array([[0.0, 0.0, 0.0], [yaw, pitch, roll]])
+    postures = np.array([[0.0] * POSE, [yaw, pitch, roll, 0.2, -0.1, 0.02]])
     eyes = np.linalg.norm(plain_modes.canonical[263] - plain_modes.canonical[33])
     neck = eyes * np.array([0, *turning.NECK])
-    rotations = np.stack([turn(*angle) for angle in angles_of])
+    rotations = np.stack([turn(*posture[:3]) for posture in postures])
     points = np.einsum("nij,mj->nmi", rotations, plain_modes.canonical - neck) + neck
-    told = plain_modes.latents((points * np.exp(-1.8) + 0.5).astype(np.float32))[:, :5]
-    assert np.allclose(turning.hinged(angles_of, plain_modes)[:, :5], told - told[0], atol=2e-3)
+    points[1, :, :2] += eyes * postures[1, 3:5]
+    middle = points[:, STABLE].mean(1, keepdims=True)  # nearer, and all but where it is in the picture grows
+    points = (points - middle) * np.exp(postures[:, 5])[:, None, None] + middle
+    told = plain_modes.latents((points * np.exp(-1.8) + 0.5).astype(np.float32))[:, :POSE]
+    assert np.allclose(turning.hinged(postures, plain_modes), told - told[0], atol=4e-3)
 
 
 def test_copies_of_latents_turn_and_share_their_clips_sound(latents_folder, cache_folder, renderer_run, tmp_path):
@@ -1314,7 +1343,7 @@ def test_copies_of_latents_turn_and_share_their_clips_sound(latents_folder, cach
         changes.append(after.latents_of(copy) - before.latents_of(clip))
     assert all(0 < np.abs(change).max() > 10 * np.abs(change.mean(0)).max() for change in changes)
     every = np.concatenate(changes)
-    assert np.linalg.matrix_rank(every, tol=1e-3 * np.linalg.norm(every)) <= 5  # three angles, and where they take it
+    assert np.linalg.matrix_rank(every, tol=1e-3 * np.linalg.norm(every)) <= POSE
     assert np.array_equal(np.load(tmp_path / "turned" / "care.npy"), np.load(latents_folder / "care.npy"))
     # what tells poses off latents knows nothing of the copies'
     assert len(export.Poses.of(after, cache_folder).latents) == len(export.Poses.of(before, cache_folder).latents)

@@ -34,6 +34,8 @@ SOURCE_WEIGHT = {
 }
 
 
+#: Film in front of plain walls: its frames may be moved apart from each other, as if people leaned.
+PLAIN = ("grid",)
 #: Side of the raster on which the mouth window is judged.
 MOUTH_RASTER = 72
 #: Lips further apart than this share of the mouth's width show what is between them.
@@ -134,6 +136,14 @@ class Augmentation:
         matrix = np.concatenate([turn, place[:, None]], 1).astype(np.float32)
         gain = np.exp(rng.normal(0, 0.22) + rng.normal(0, 0.1, 3)).astype(np.float32)
         return cls(matrix, bool(rng.random() < 0.5), gain, rng.normal(0, 0.03, 3).astype(np.float32))
+
+    def swayed(self, rng: np.random.Generator) -> "Augmentation":
+        """The same, and after it one frame's own small similarity, as if a body had leaned."""
+        angle, zoom = rng.normal(0, 0.03), np.exp(rng.normal(0, 0.015))
+        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        place = rng.normal(0.5, 0.015, 2) - turn @ [0.5, 0.5]
+        matrix = np.concatenate([turn @ self.matrix[:, :2], (turn @ self.matrix[:, 2] + place)[:, None]], 1)
+        return replace(self, matrix=matrix.astype(np.float32))
 
     def landmarks(self, points: np.ndarray, mirror_of: np.ndarray) -> np.ndarray:
         """(n, 478, 3) landmarks after the augmentation; mirror_of: each landmark's mirror image."""
@@ -308,7 +318,7 @@ class Sampler:
         still = clip["count"] == 1
         if still:
             donor = next(c for c in (self.clips[i] for i in rng.permutation(len(self.clips))) if c["count"] > 4)
-            motion = self.cache.landmarks_of(donor)
+            motion, plain = self.cache.landmarks_of(donor), donor["source"] in PLAIN
             taken = rng.integers(donor["count"], size=1 + self.targets)
             # where the donor's lips are as far apart as the still's: from there, they open and close as much
             taken[0] = np.abs(lip_gap(motion) - lip_gap(landmarks)).argmin()
@@ -317,6 +327,7 @@ class Sampler:
             landmarks, carried = borrow(landmarks[0], motion, self.modes.canonical)
             at = np.zeros(1, int)
         else:
+            plain = clip["source"] in PLAIN
             at = rng.permutation(clip["count"])
             if self.augment:
                 at = _extremes_first(at, landmarks, rng)
@@ -324,19 +335,27 @@ class Sampler:
         frames = [self.cache.frames[clip["start"] + i] for i in at]
         matte = self.cache.mattes[clip["start"] + at[0]]
         jitter, zoom = np.zeros((2, 2), np.float32), np.ones(2, np.float32)
+        mirror, every = self.modes.mirror, landmarks  # of all frames: their mean is how the person looks
+        if not still:
+            landmarks = landmarks[at]
         if self.augment:
             change = Augmentation.draw(rng)
-            landmarks = change.landmarks(landmarks, self.modes.mirror)
-            frames, matte = [change.frame(frame) for frame in frames], change.place(matte)
+            changes = [change] + [change.swayed(rng) if plain else change for _ in range(self.targets)]
+
+            def changed(points: np.ndarray) -> np.ndarray:
+                return np.concatenate([c.landmarks(p[None], mirror) for c, p in zip(changes, points, strict=True)])
+
+            every, landmarks, matte = change.landmarks(every, mirror), changed(landmarks), change.place(matte)
             if still:
-                driver, motion = [change.frame(frame) for frame in driver], change.landmarks(motion, self.modes.mirror)
-                carried = change.landmarks(carried, self.modes.mirror)
+                frames = [change.frame(frames[0])]
+                driver, motion = [c.frame(f) for c, f in zip(changes, driver, strict=True)], changed(motion)
+                carried = changed(carried)
+            else:
+                frames = [c.frame(f) for c, f in zip(changes, frames, strict=True)]
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
             zoom = np.exp(rng.normal(0, 0.04, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)
-        latents[:, POSE:] -= latents[:, POSE:].mean(0)
-        if not still:
-            landmarks, latents = landmarks[at], latents[at]
+        latents[:, POSE:] -= self.modes.latents(every)[:, POSE:].mean(0)
         keypoints = [keypoints_of(points) for points in landmarks]
         mouth = _of_first_size(np.stack([mouth_box(points) for points in keypoints]))
         eyes = _of_first_size(np.stack([eyes_box(points) for points in keypoints]))

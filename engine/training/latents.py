@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         z = at_rate(encode_clip(model, frames, keypoints_of(cache.landmarks_of(clip)[0])), float(clip["fps"]))
         latents.append(z)
         sounds.append(sound.astype(np.float16))
-        keep = {k: clip[k] for k in ("path", "source", "identity", "tier", "split", "fps")}
+        keep = {k: clip[k] for k in ("path", "source", "identity", "split", "fps")}
         clips.append(keep | {"start": start, "count": len(z), "audio_start": audio_start, "audio_count": len(sound)})
         start, audio_start = start + len(z), audio_start + len(sound)
         if number % 100 == 0:

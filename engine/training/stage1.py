@@ -111,6 +111,19 @@ def shone(frames: Tensor) -> Tensor:
     return (frames * (gain * tint)).clamp(max=1)
 
 
+def worn(frames: Tensor) -> Tensor:
+    """frames (B, T, 3, S, S), half of the clips as soft as worse cameras make them, all with some noise: the encoder
+    must see the same motion."""
+    batch, size = frames.shape[0], frames.shape[-1]
+    out = frames.clone()
+    for clip in torch.nonzero(torch.rand(batch) < 0.5)[:, 0].tolist():
+        less = round(size * float(0.3 + 0.6 * torch.rand(())))
+        small = F.interpolate(frames[clip], less, mode="bilinear", align_corners=False, antialias=True)
+        out[clip] = F.interpolate(small, size, mode="bilinear", align_corners=False)
+    loud = 0.03 * torch.rand(batch, 1, 1, 1, 1, device=frames.device)
+    return (out + loud * torch.randn_like(frames)).clamp(0, 1)
+
+
 def portrait_fields(model: Renderer, portrait: Tensor, mouth: Tensor, eyes: Tensor) -> Fields:
     """portrait (B, 3, 256, 256) and its boxes (B, 4) -> Fields."""
     return model.portrait(halve(portrait), crop(portrait, mouth, MOUTH, MOUTH), crop(portrait, eyes, *EYES))
@@ -164,9 +177,10 @@ def losses(
     size, times = batch.frames.shape[0], batch.frames.shape[1] - 1
     stills = batch.real == 0
     autocast = half(batch.frames.device.type)
+    seen = shone(worn(batch.frames)) if train_encoder else batch.frames
     with autocast:
         with torch.set_grad_enabled(train_encoder):
-            encoded = encode(model, shone(batch.frames) if train_encoder else batch.frames, batch.mouth, batch.eyes)
+            encoded = encode(model, seen, batch.mouth, batch.eyes)
             if len(batch.driver):  # a still moves from where it is as its driver moves
                 driven = encode(model, batch.driver, batch.driver_mouth, batch.driver_eyes)
                 encoded = encoded.clone()

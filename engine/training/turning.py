@@ -26,16 +26,16 @@ from engine.training.painting import turn
 from engine.training.stage1 import load_modes, spread
 from engine.training.stage2 import Corpus
 
-#: Deviations of yaw, pitch and roll in radians while somebody speaks; each copy's are this much wider or narrower.
-TURNS, LIVELY = np.radians((3.2, 2.2, 1.8)), 0.45
+#: Deviations of a posture: yaw, pitch and roll in radians, and how far a body leans: right, down (in distances between
+#: the eyes' outer corners, of 90 mm) and nearer (log of the size). Each copy's are this much wider or narrower.
+POSTURES, LIVELY = np.array([*np.radians((2.8, 2.4, 1.6)), 0.06, 0.03, 0.015]), 0.45
 #: Seconds that a posture is kept, on average, in speech and in silence; how long it takes to get to the next one.
 KEPT, IDLE, SHIFT = 0.6, 1.5, (0.35, 0.9)
 #: A loud syllable is nodded at so often, by so many radians (median), in so many seconds.
 NODS, NOD, NODDING = 0.55, np.radians(1.6), 0.44
 #: Somebody speaks where it is no quieter than this below the loudest, in dB.
 QUIET = 25.0
-#: Where a head turns about: the neck, below and behind the middle of the face, in distances between the eyes' outer
-#: corners (90 mm).
+#: Where a head turns about: the neck, below and behind the middle of the face, in the same distances.
 NECK = (0.9, 1.0)
 
 
@@ -55,37 +55,34 @@ def stresses(loud: np.ndarray) -> np.ndarray:
 
 
 def poses(loud: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n,) dB -> yaw, pitch and roll (n, 3) in radians, as a head may turn that says this, about a mean of zero."""
-    count = len(loud)
-    time = np.arange(count) / LATENT_RATE
-    angles, at, posture = np.zeros((count, 3)), -rng.exponential(KEPT), np.zeros(3)
+    """(n,) dB -> (n, 6) as POSTURES, about a mean of zero: how a head may turn and lean that says this."""
+    time = np.arange(len(loud)) / LATENT_RATE
+    made, at, posture = np.zeros((len(loud), len(POSTURES))), -rng.exponential(KEPT), np.zeros(len(POSTURES))
     while at < time[-1]:
-        following, long = 0.3 * posture + rng.normal(0, TURNS, 3), rng.uniform(*SHIFT)
-        along = np.clip((time - at) / long, 0, 1)
+        following, seconds = 0.3 * posture + rng.normal(0, POSTURES), rng.uniform(*SHIFT)
+        along = np.clip((time - at) / seconds, 0, 1)
         # the least jerk there is between two postures (Flash and Hogan 1985)
-        angles += (along**3 * (10 - 15 * along + 6 * along**2))[:, None] * (following - posture)
+        made += (along**3 * (10 - 15 * along + 6 * along**2))[:, None] * (following - posture)
         posture = following
-        spoken = loud[min(max(int(at * LATENT_RATE), 0), count - 1)] > -QUIET
+        spoken = loud[max(int(at * LATENT_RATE), 0)] > -QUIET
         at += rng.gamma(2.0, (KEPT if spoken else IDLE) / 2)
     for stress in stresses(loud):
         if rng.random() < NODS:
             along = np.clip((time - stress / LATENT_RATE) / NODDING + 0.5, 0, 1)
             far = np.array([rng.normal(0, 0.3), np.exp(rng.normal(0, 0.4)), rng.normal(0, 0.3)]) * NOD
-            angles += (0.5 - 0.5 * np.cos(2 * np.pi * along))[:, None] * far
-    angles *= np.exp(rng.normal(0, LIVELY))
-    return angles - angles.mean(0)
+            made[:, :3] += (0.5 - 0.5 * np.cos(2 * np.pi * along))[:, None] * far
+    made *= np.exp(rng.normal(0, LIVELY))
+    return made - made.mean(0)
 
 
-def hinged(angles: np.ndarray, modes: Modes) -> np.ndarray:
-    """Yaw, pitch and roll (n, 3) in radians of heads that turn about their necks -> what that changes of their poses
-    (n, 6), in units of POSE_UNIT, for heads as large in the picture as clips have them."""
-    head = modes.canonical
-    eyes = np.linalg.norm(head[263] - head[33])
+def hinged(posture: np.ndarray, modes: Modes) -> np.ndarray:
+    """Postures (n, 6), as POSTURES, of heads that turn about their necks -> what that changes of their poses (n, 6), in
+    units of POSE_UNIT, for heads as large in the picture as clips have them."""
+    eyes = np.linalg.norm(modes.canonical[263] - modes.canonical[33])
     face = -eyes * np.array([0.0, *NECK])  # seen from the neck; depth grows away from the camera
     size = np.exp(-1.8)  # see Modes.latents
-    moved = size * (turn(angles) @ face - face)
-    change = np.zeros((len(angles), POSE))
-    change[:, :3], change[:, 3:5] = angles, moved[:, :2]
+    moved = size * (turn(posture[:, :3]) @ face - face)
+    change = np.concatenate([posture[:, :3], moved[:, :2] + size * eyes * posture[:, 3:5], posture[:, 5:]], 1)
     return change / POSE_UNIT
 
 
