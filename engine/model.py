@@ -34,7 +34,7 @@ RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees", "blink",
 )  # fmt: skip
 #: What some weights have besides.
-MORE_ARRAYS = ("blinks",)
+MORE_ARRAYS = ("blinks", "speaking")
 
 
 class WeightsError(InputError):
@@ -146,6 +146,16 @@ class Model:
         """One evaluation of the motion transformer; see engine/motion/generator.py, Denoiser."""
         return self._motion(inputs)[0]
 
+    def gauges(self, latent: np.ndarray) -> np.ndarray:
+        """Latent (D,) -> how far lips are apart, in sides of the mouth's box, and how much of their opening eyes have
+        closed (2,)."""
+        return self.coefficients(latent)[-GAUGES:]
+
+    @property
+    def ways(self) -> tuple[np.ndarray, ...]:
+        """What moves lips, and lids, and nothing else: directions (n, D) each, as long as motion deviates."""
+        return tuple(self.arrays[name] * self.arrays["within"] for name in ("lips", "lids"))
+
     def prepare(self, portrait: Portrait) -> PreparedPortrait:
         """Run the portrait network, once a portrait, a fraction of a second; where it smiles with open lips, they are
         closed first (see engine/renderer/closing.py), and it is run again."""
@@ -158,12 +168,7 @@ class Model:
             pixels = closing.close(pixels, box, found)
             fields, inputs = self._fields(pixels, keypoints)
         read = self.encode(inputs)
-        latent = anchored(
-            read,
-            lambda latent: self.coefficients(latent)[-GAUGES:],
-            resting(fields),
-            tuple(self.arrays[name] * self.arrays["within"] for name in ("lips", "lids")),
-        )
+        latent = anchored(read, self.gauges, resting(fields), self.ways)
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         own = self.coefficients(latent)
         blinks = blinking(self.coefficients(latent + self.arrays["blink"]), own)

@@ -166,6 +166,19 @@ def test_style_moves_what_the_network_is_told(head_of, untrained):
     assert (statistics(model, latent, Style(intensity=0)).deviation > 0).all()
 
 
+def test_lips_of_a_stranger_who_speaks_are_as_far_apart_as_peoples(untrained):
+    model = Model.load(untrained.directory)
+    latent = np.linspace(-0.3, 0.3, 6).astype(np.float32)
+    plain = statistics(model, latent, Style())
+    lips, lids = model.gauges(plain.mean)[0] + 0.002, model.gauges(latent)[1]
+    model.arrays["speaking"] = np.array([lips], np.float32)
+    told = statistics(model, latent, Style())
+    before, after = (np.abs(model.gauges(goal.mean) - [lips, lids]) for goal in (plain, told))
+    assert after[0] < 0.1 * before[0] and after[1] < 0.1 * before[1]  # and eyes are as open as in the portrait
+    assert np.array_equal(told.mean[4:], plain.mean[4:])  # along what moves lips and lids alone
+    assert np.array_equal(told.deviation, plain.deviation)
+
+
 @pytest.mark.parametrize("style", [Style(intensity=0), Style(intensity=2), Style(pose=(20, 15, -15))])
 def test_any_style_speaks(head_of, style):
     plain = speak(head_of(), voice(0.6), [9600])[1]

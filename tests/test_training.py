@@ -1184,21 +1184,21 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
 
     monkeypatch.setattr(export, "export", keep)
     monkeypatch.setattr(export, "calibrate", lambda *_: normaliser.within)
-    monkeypatch.setattr(export, "widen", lambda _, corpus, heads: heads * normaliser.within)
+    monkeypatch.setattr(export, "widen", lambda _, corpus, heads, mouths: heads * mouths * normaliser.within)
     written = {}
     monkeypatch.setattr(export, "write_array", lambda _, name, value: written.update({name: value}))
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
     flags = {"renderer": tmp_path / "renderer", "speech": speech_run(tmp_path), "motion": tmp_path / "motion",
              "latents": latents_folder, "cache": cache_folder, "output": tmp_path / "weights"}  # fmt: skip
-    flags |= {"blinks": 2.2, "heads": 2}
+    flags |= {"blinks": 2.2, "heads": 2, "mouths": 1.5}
     args = parser.parse_args([str(word) for name, value in flags.items() for word in (f"--{name}", value)])
     assert export.run(args) == 0
     assert given["note"] == {"renderer_steps": 7, "motion_steps": 9}
     assert given["licence"] == "not stated"
     for name, model in (("renderer", renderer), ("motion", motion)):
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
-    assert np.array_equal(written["runtime.swing"], 2 * normaliser.within)
+    assert np.array_equal(written["runtime.swing"], 3 * normaliser.within)
     arrays = given["arrays"]
     assert set(arrays) == {f"runtime.{name}" for name in (*RUNTIME_ARRAYS, *MORE_ARRAYS)}
     assert arrays["runtime.blinks"] == pytest.approx([2.2])
@@ -1265,6 +1265,11 @@ def test_a_blink_is_the_mean_of_those_in_film_along_the_lids_alone():
     blink = export.blink_of(clips, lambda latents: np.stack([latents[:, 0] * 0, latents[:, 0]], 1), lids, within)
     assert np.allclose(blink, [4.5 * 0.5, 0, 0, 0], atol=0.01)
     assert not export.blink_of(clips[2:], lambda latents: latents[:, :2] * 0, lids, within).any()
+
+
+def test_lips_of_people_who_speak_are_as_far_apart_as_in_the_mean_of_people():
+    clips = [("a", np.full((4, 3), 0.01)), ("a", np.full((9, 3), 0.03)), ("b", np.array([[0.0, 9, 9], [0.2, 9, 9]]))]
+    assert export.speaking_of(clips, lambda latents: latents[:, :2]) == pytest.approx([(0.02 + 0.1) / 2])
 
 
 def test_pose_directions_are_what_a_degree_does(cache_folder, cache, modes, latents_folder):

@@ -209,7 +209,7 @@ PEOPLE = {"lrc_ar": 35}
 
 
 def runtime_arrays(
-    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], poses: Poses, ridge: float = 10.0
+    corpus: Corpus, care: np.ndarray, normaliser: dict[str, np.ndarray], poses: Poses, ridge: float = 0.15
 ) -> dict[str, np.ndarray]:
     """What the runtime must know of the latents besides the networks' weights.
 
@@ -235,9 +235,11 @@ def runtime_arrays(
     w /= w.sum()
     middle, within = (w * x).sum(0), normaliser["within"]
     x = np.concatenate([(x - middle) / within, np.ones((len(x), 1))], 1)
-    penalty = ridge * np.eye(latent + 1)
+    moment = x.T @ (w * x)
+    # as a share of how people differ, which is seven deviations of their motion for one encoder, and three for another
+    penalty = ridge * np.trace(moment[:-1, :-1]) / latent * np.eye(latent + 1)
     penalty[-1, -1] = 1e-6
-    goes = np.linalg.solve(x.T @ (w * x) + penalty, x.T @ (w * way))
+    goes = np.linalg.solve(moment + penalty, x.T @ (w * way))
     goes[:-1] /= within[:, None]
     goes[-1] -= middle @ goes[:-1]
     mean = np.eye(latent + 1, latent) + goes
@@ -272,6 +274,15 @@ def blink_of(
     print(f"blinks: in {len(far)} of {len(clips)} clips", flush=True)
     along = np.mean(far, 0) if far else np.zeros(len(lids))
     return (along @ lids * within).astype(np.float32)
+
+
+def speaking_of(clips: list[tuple[str, np.ndarray]], gauges: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(1,) how far the lips of people who speak are apart: what the gauge says of the means of clips of latents (n, D),
+    each with the name of who speaks. People count alike."""
+    apart: dict[str, list[float]] = {}
+    for who, latents in clips:
+        apart.setdefault(who, []).append(float(gauges(latents.mean(0, keepdims=True))[0, 0]))
+    return np.array([np.mean([np.mean(each) for each in apart.values()])], np.float32)
 
 
 def export(
@@ -357,13 +368,15 @@ def calibrate(directory: Path, corpus: Corpus, clips: int = 60) -> np.ndarray:
     return (within * np.clip(factor, 1.0, 2.2)).astype(np.float32)
 
 
-def widen(directory: Path, corpus: Corpus, heads: float = 1.0, clips: int = 120) -> np.ndarray:
+def widen(
+    directory: Path, corpus: Corpus, heads: float = 1.0, mouths: float = OPENING, clips: int = 120
+) -> np.ndarray:
     """(D,) the swing with which heads move, and lips open, as widely as people's.
 
     At run time nobody knows a clip's own statistics. Clips that are asked for the average ones move less, all in all,
     than people, of whom some hardly move and some much; what each of the head's directions lacks becomes a factor,
-    between NARROWEST and WIDEST. That of the lips is what the renderer lacks or has too much. heads: how many times as
-    widely as theirs heads shall move."""
+    between NARROWEST and WIDEST. heads: how many times as widely as theirs heads shall move; mouths: by how much more
+    lips shall, which is what the renderer lacks or has too much."""
     model = Model.load(directory)
     within, head, swing = (model.arrays[name] for name in ("within", "head", "swing"))
     pairs = _spoken(model, corpus, clips, lambda z: statistics(model, z[0], Style()), swing)
@@ -373,7 +386,7 @@ def widen(directory: Path, corpus: Corpus, heads: float = 1.0, clips: int = 120)
     by = " ".join(f"{value:.2f}" for value in factor)
     print(f"heads: {told} times as wide as people's, made {by} times as wide", flush=True)
     lips = model.arrays["lips"]
-    return stretched(swing, np.concatenate([head, lips]), np.concatenate([factor, np.full(len(lips), OPENING)]))
+    return stretched(swing, np.concatenate([head, lips]), np.concatenate([factor, np.full(len(lips), mouths)]))
 
 
 def stretched(swing: np.ndarray, directions: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -408,6 +421,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--heads", type=float, default=1.0, help="how many times as widely as people's of the film "
                         "heads shall move: more where those sat still")  # fmt: skip
+    parser.add_argument("--mouths", type=float, default=OPENING, help="how many times as widely as those of the film "
+                        "lips shall move: more where pictures show less of it")  # fmt: skip
     parser.add_argument("--blinks", type=float, default=BLINK, help="how much more noise what moves lids gets than all "
                         "else: more where people of the film blink in their pauses alone")  # fmt: skip
     parser.add_argument("--licence", help="what may be done with these weights, in one line (default: that of --from, "
@@ -441,17 +456,19 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     arrays["runtime.blinks"] = np.array([args.blinks], np.float32)
+    clips = [(clip["identity"], corpus.latents_of(clip)) for clip in corpus.split("train")]
+
+    def gauges(latents: np.ndarray) -> np.ndarray:
+        return renderer.coefficients.gauges(torch.from_numpy(latents)).numpy()
+
     with torch.no_grad():
-        arrays["runtime.blink"] = blink_of(
-            [corpus.latents_of(clip) for clip in corpus.split("train")],
-            lambda latents: renderer.coefficients.gauges(torch.from_numpy(latents)).numpy(),
-            arrays["runtime.lids"],
-            arrays["runtime.within"],
-        )
+        lids, within = arrays["runtime.lids"], arrays["runtime.within"]
+        arrays["runtime.blink"] = blink_of([latents for _, latents in clips], gauges, lids, within)
+        arrays["runtime.speaking"] = speaking_of(clips, gauges)
     note = {"renderer_steps": steps, "motion_steps": read(args.motion)["step"]}
     export(renderer, speech, motion, arrays, args.output, note, args.licence or UNLICENSED)
     write_array(args.output, "runtime.swing", calibrate(args.output, corpus))
-    write_array(args.output, "runtime.swing", widen(args.output, corpus, args.heads))
+    write_array(args.output, "runtime.swing", widen(args.output, corpus, args.heads, args.mouths))
 
 
 def run(args: argparse.Namespace) -> int:
