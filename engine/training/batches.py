@@ -130,18 +130,14 @@ class Augmentation:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Augmentation":
-        angle, zoom = rng.normal(0, 0.06), np.exp(rng.normal(0.0, 0.08))
-        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        place = rng.normal(0.5, 0.025, 2) - turn @ [0.5, 0.5]
+        turn, place = _similarity(rng, 0.06, 0.08, 0.025)
         matrix = np.concatenate([turn, place[:, None]], 1).astype(np.float32)
         gain = np.exp(rng.normal(0, 0.22) + rng.normal(0, 0.1, 3)).astype(np.float32)
         return cls(matrix, bool(rng.random() < 0.5), gain, rng.normal(0, 0.03, 3).astype(np.float32))
 
     def swayed(self, rng: np.random.Generator) -> "Augmentation":
         """The same, and after it one frame's own small similarity, as if a body had leaned."""
-        angle, zoom = rng.normal(0, 0.03), np.exp(rng.normal(0, 0.015))
-        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        place = rng.normal(0.5, 0.015, 2) - turn @ [0.5, 0.5]
+        turn, place = _similarity(rng, 0.03, 0.015, 0.015)
         matrix = np.concatenate([turn @ self.matrix[:, :2], (turn @ self.matrix[:, 2] + place)[:, None]], 1)
         return replace(self, matrix=matrix.astype(np.float32))
 
@@ -165,6 +161,14 @@ class Augmentation:
         picture = self.place(picture)
         table = np.clip((np.arange(256)[:, None] / 255 * self.gain + self.shift) * 255, 0, 255).astype(np.uint8)
         return cv2.LUT(picture, table[None])
+
+
+def _similarity(rng: np.random.Generator, angle: float, zoom: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """A similarity about the picture's middle: matrix (2, 2) and shift (2,), of such deviations of the angle (radians),
+    the log of the zoom and the shift."""
+    by, larger = rng.normal(0, angle), np.exp(rng.normal(0, zoom))
+    turn = larger * np.array([[np.cos(by), -np.sin(by)], [np.sin(by), np.cos(by)]])
+    return turn, rng.normal(0.5, shift, 2) - turn @ [0.5, 0.5]
 
 
 def _of_first_size(boxes: np.ndarray) -> np.ndarray:
@@ -346,12 +350,10 @@ class Sampler:
                 return np.concatenate([c.landmarks(p[None], mirror) for c, p in zip(changes, points, strict=True)])
 
             every, landmarks, matte = change.landmarks(every, mirror), changed(landmarks), change.place(matte)
+            frames = [c.frame(f) for c, f in zip(changes, frames, strict=False)]  # a still is one
             if still:
-                frames = [change.frame(frames[0])]
                 driver, motion = [c.frame(f) for c, f in zip(changes, driver, strict=True)], changed(motion)
                 carried = changed(carried)
-            else:
-                frames = [c.frame(f) for c, f in zip(changes, frames, strict=True)]
             jitter = rng.normal(0, 0.006, (2, 2)).astype(np.float32)
             zoom = np.exp(rng.normal(0, 0.04, 2)).astype(np.float32)
         latents = self.modes.latents(landmarks)

@@ -34,6 +34,11 @@ def echoing(samples: np.ndarray, seed: int = 0) -> np.ndarray:
     room[times < 0.005] = 0
     room *= np.sqrt(ECHO_SHARE / np.square(room).sum())
     room[0] = 1
+    return heard_in(room, samples)
+
+
+def heard_in(room: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """A voice in a room whose impulse response (m,) is given, at the power that came in."""
     length = len(samples) + len(room)
     wet = np.fft.irfft(np.fft.rfft(samples, length) * np.fft.rfft(room, length), length)[: len(samples)]
     power, made = np.square(samples, dtype=np.float64).sum(), np.square(wet).sum()

@@ -456,7 +456,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
         normaliser = {name: data[name] for name in ("centre", "total", "within")}
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     arrays["runtime.blinks"] = np.array([args.blinks], np.float32)
-    clips = [(clip["identity"], corpus.latents_of(clip)) for clip in corpus.split("train")]
+    clips = [(clip["identity"], corpus.latents_of(clip)) for clip in corpus.split("train") if not clip.get("turned")]
 
     def gauges(latents: np.ndarray) -> np.ndarray:
         return renderer.coefficients.gauges(torch.from_numpy(latents)).numpy()

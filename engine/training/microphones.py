@@ -7,6 +7,7 @@ All take and give (n,) float32 mono at 16 kHz, in step with what came in.
 import numpy as np
 
 from engine.features import SAMPLE_RATE
+from engine.training.degrade import heard_in
 
 #: How much louder or quieter a voice comes in, in dB.
 GAIN = (-14.0, 8.0)
@@ -16,7 +17,7 @@ ROOMS, LINES, NOISES = 0.3, 0.15, 0.6
 ECHO, SHARE = (0.15, 0.7), (0.1, 1.2)
 #: What a line lets through, in Hz, from below and up to.
 LOW, HIGH = (50.0, 350.0), (3200.0, 6000.0)
-#: Power of the voice over that of noise, in dB.
+#: Power of the voice as it came in over that of noise, in dB: one that has become quieter is deeper in it.
 SIGNAL_TO_NOISE = (5.0, 45.0)
 
 
@@ -43,10 +44,7 @@ def echoing(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     room[times < rng.uniform(0.001, 0.012)] = 0
     room *= np.sqrt(share / (np.square(room).sum() + 1e-12))
     room[0] = 1
-    length = len(voice) + len(room)
-    wet = np.fft.irfft(np.fft.rfft(voice, length) * np.fft.rfft(room, length), length)[: len(voice)]
-    power, made = np.square(voice, dtype=np.float64).sum(), np.square(wet).sum()
-    return (wet * np.sqrt(power / made if made else 1.0)).astype(np.float32)
+    return heard_in(room, voice)
 
 
 def filtered(voice: np.ndarray, low: float, high: float) -> np.ndarray:
