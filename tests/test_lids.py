@@ -70,6 +70,14 @@ def test_lids_come_down_from_above_with_their_lashes():
     assert edges[-1] - edges[0] > 4
 
 
+def test_lids_draw_nothing_at_the_edges_of_the_box():
+    # beyond them all is 0, and what is interpolated there would be a place on a lid's way: a line over the cheeks
+    there = Lids.of((LEFT, RIGHT), face(LEFT, RIGHT)).picture[..., 4]
+    assert there.any()
+    assert not there[[0, 1, -2, -1]].any()
+    assert not there[:, [0, 1, -2, -1]].any()
+
+
 def test_lashes_are_as_dark_as_the_portraits():
     dark = Lids.of((LEFT, RIGHT), face(LEFT, RIGHT)).lashes
     plain = np.full((*LIDS, 3), SKIN, np.float32)

@@ -22,6 +22,9 @@ EDGE, LASHES = 0.22, 0.2
 USUAL, LEFT = 0.29, 0.25
 #: How far above the roots of its lashes a lid begins, on the same way.
 TOP = 0.25
+#: Lids end above the first of these, however far down they come. Without an end, the lower edge of the eyes' box
+#: would seem to lie on their way, since all beyond it is 0, and each blink would draw a line over the cheeks.
+END = (1 + EDGE, 1.5)
 #: Eyes that are read to be less closed than this are open, and from so much on wholly closed.
 SLACK, SHUT = 0.2, 0.65
 #: In widths of an eye: how far above its opening lashes are rooted, and how far off it skin is taken.
@@ -58,7 +61,7 @@ class Lids:
             colour = over + (under - over) * (0.2 + 0.4 * smoothstep(way, 0.2, 1.0))[..., None]
             colour = colour * (0.9 + 0.1 * smoothstep(way, 0.0, 0.4))[..., None]  # in the fold it is darker
             near = np.abs(x) < 0.7
-            there = (1 - smoothstep(np.abs(x), 0.44, 0.54)) * smoothstep(way, -TOP, 0.0)
+            there = (1 - smoothstep(np.abs(x), 0.44, 0.54)) * smoothstep(way, -TOP, 0.0) * (1 - smoothstep(way, *END))
             picture[near] = np.dstack([colour, way, there])[near]
             lashes.append(_lashes(eye, crop, skin))
         return cls(picture.astype(np.float32), float(np.mean(lashes)))
