@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.anchor import anchored
+from engine.blinks import Blinks
 from engine.features import LATENT_HOP, SAMPLE_RATE, LogMel
 from engine.model import Model
 from engine.motion.generator import OFFLINE, MotionGenerator, Pace, Statistics
@@ -61,6 +62,7 @@ class Head:
         self._features = LogMel()
         goal = statistics(model, prepared.latent, style or Style())
         self._motion = MotionGenerator.of(model, goal, prepared.latent, seed, pace or OFFLINE)
+        self._blinks = Blinks.of(model, prepared, seed)
         self._timeline = Timeline(fps)
         self._samples = 0
         self._given = 0
@@ -79,7 +81,7 @@ class Head:
         return frames
 
     def _advance(self, samples: np.ndarray, limit: int | None = None) -> list[Frame]:
-        latents = self._timeline.push(self._motion.push(self._features.push(samples)))
+        latents = self._timeline.push(self._blinks.push(self._motion.push(self._features.push(samples))))
         if limit is not None:
             latents = latents[: limit - self._given]
         frames = []

@@ -19,7 +19,16 @@ from engine.gather import Network
 from engine.portrait import Portrait
 from engine.renderer import closing
 from engine.renderer.boxes import mouth_box
-from engine.renderer.cpu import GAUGES, FieldCounts, PreparedPortrait, blinking, portrait_inputs, prepare, resting
+from engine.renderer.cpu import (
+    GAUGES,
+    FieldCounts,
+    PreparedPortrait,
+    away,
+    blinking,
+    portrait_inputs,
+    prepare,
+    resting,
+)
 from engine.renderer.inside import INSIDE
 from engine.renderer.outline import Outline
 
@@ -150,6 +159,10 @@ class Model:
         """Latent (D,) -> how far lips are apart, in sides of the mouth's box, and how much of their opening eyes have
         closed (2,)."""
         return self.coefficients(latent)[-GAUGES:]
+
+    def closed(self, portrait: PreparedPortrait, latent: np.ndarray) -> float:
+        """How far a portrait's eyes are read to close: 0 as in the picture, about 0.7 in a blink."""
+        return float(away(self.coefficients(latent), portrait.coefficients, portrait.blinking)[-1])
 
     @property
     def ways(self) -> tuple[np.ndarray, ...]:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from engine.backend import Renderer
+from engine.blinks import Blinks
 from engine.features import BANDS, LATENT_HOP, SAMPLE_RATE, LogMel
 from engine.head import Style, statistics
 from engine.motion.generator import MotionGenerator, Pace, Statistics
@@ -194,7 +195,8 @@ class StreamState:
 class StreamCore:
     """See the module. Not for several threads at once.
 
-    model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen` and `coefficients`). portrait:
+    model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen`,
+    `coefficients` and `closed`). portrait:
     prepared by the model. renderer: makes what draws a prepared portrait at a size; the model's own if not given.
     """
 
@@ -211,6 +213,7 @@ class StreamCore:
         self._goal = statistics(model, portrait.latent, self._style)
         self._features = LogMel()
         self._motion = MotionGenerator.of(model, self._goal, portrait.latent, self.settings.seed, self.settings.pace)
+        self._blinks = Blinks.of(model, portrait, self.settings.seed)
         # at a few frames a second the sound of one frame is longer than the model's delay
         self._delay = max(delay(self.settings.pace), SAMPLE_RATE // self.settings.fps + 1 + LATENT_HOP)
         self._waiting = Fifo()
@@ -290,8 +293,10 @@ class StreamCore:
         shown = max(0, state.frames - 1)
         # below 10 fps more may be made than the motion remembers
         oldest = self._track.count - len(self._motion.state.past) + 1
-        self._motion.interrupt(self._track.rewind(max(oldest, self._track.before(shown) + SPLINE_REACH)))
-        self._track.push(self._motion.push(np.zeros((0, BANDS), np.float32)))
+        dropped = self._track.rewind(max(oldest, self._track.before(shown) + SPLINE_REACH))
+        self._motion.interrupt(dropped)
+        self._blinks.interrupt(dropped)
+        self._move(np.zeros((0, BANDS), np.float32))
 
     def restyle(self, style: Style) -> None:
         """Change intensity and pose; the head gets there within a second, without a jump."""
@@ -308,6 +313,7 @@ class StreamCore:
         # the motion's own past is relative to its mean, so it moves along
         self._motion.statistics = replace(current, mean=current.mean + shift)
         self._track.held = [latent + shift for latent in self._track.held]
+        self._blinks.change_portrait(self._model, portrait)
         self._portrait, self._goal = portrait, goal
         self._renderer = self._make_renderer(portrait, self.settings.size)
 
@@ -330,7 +336,10 @@ class StreamCore:
         self._line.push(block)
         self.state.heard += len(block)
         self._glide()
-        self._track.push(self._motion.push(self._features.push(block)))
+        self._move(self._features.push(block))
+
+    def _move(self, features: np.ndarray) -> None:
+        self._track.push(self._blinks.push(self._motion.push(features)))
 
     def _glide(self) -> None:
         if self.state.glide == 0:

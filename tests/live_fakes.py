@@ -38,6 +38,7 @@ class LoudnessModel:
             "mean_from_portrait": np.concatenate([np.eye(D), np.zeros((1, D))]).astype(np.float32),
             "deviation": np.ones(D, np.float32),
             "degrees": np.eye(D, dtype=np.float32),
+            "blink": np.zeros(D, np.float32),
         }
     )
 
@@ -53,6 +54,9 @@ class LoudnessModel:
 
     def coefficients(self, latent):
         return latent
+
+    def closed(self, portrait, latent):
+        return 0.0
 
     def prepare(self, picture):
         return portrait()

@@ -28,7 +28,7 @@ from engine.training.stage2 import Corpus
 
 #: Deviations of a posture: yaw, pitch and roll in radians, and how far a body leans: right, down (in distances between
 #: the eyes' outer corners, of 90 mm) and nearer (log of the size). Each copy's are this much wider or narrower.
-POSTURES, LIVELY = np.array([*np.radians((2.8, 2.4, 1.6)), 0.06, 0.03, 0.015]), 0.45
+POSTURES, LIVELY = np.array([*np.radians((3.0, 3.6, 0.8)), 0.06, 0.03, 0.015]), 0.45
 #: Seconds that a posture is kept, on average, in speech and in silence; how long it takes to get to the next one.
 KEPT, IDLE, SHIFT = 0.6, 1.5, (0.35, 0.9)
 #: A loud syllable is nodded at so often, by so many radians (median), in so many seconds.
