@@ -67,9 +67,8 @@ class Latency:
 
 #: interactive 260 ms, balanced 450 ms, quality 730 ms from voice to frame at most. The shorter a hop, the fewer steps
 #: and the less guidance it takes (docs/experiments.md): more of both makes heads shake and lips follow no better.
-#: Made two latents at a time, heads that speak for long would swing twice as far as else, so their reach ends.
 LATENCIES = {
-    "interactive": Latency(Pace(2, 1, 2, guidance=1.5, temperature=0.4, brief=4, reach=1.5), 320, 0.04),
+    "interactive": Latency(Pace(2, 1, 2, guidance=1.5, temperature=0.4, brief=4), 320, 0.04),
     "balanced": Latency(Pace(4, 3, 3, guidance=1.75, temperature=0.4), 480, 0.06),
     "quality": Latency(Pace(8, 6, 6, guidance=1.75, temperature=0.4), 640, 0.05),
 }

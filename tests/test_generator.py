@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.features import BANDS, FLOOR, scale
-from engine.motion.generator import BLINK, STEADY, MotionGenerator, Pace, Statistics
+from engine.motion.generator import BLINK, MOMENTUM, POSTURE, STEADY, MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
@@ -59,12 +59,21 @@ def unsteadied(given: np.ndarray) -> np.ndarray:
     return given
 
 
+def standing(past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What of a past (n, 3) is shown, and where its head is centred meanwhile (3,)."""
+    turned = past @ HEAD[0]
+    stood = np.where(np.arange(len(past)) < len(past) - MOMENTUM, turned[-MOMENTUM:][0], turned)
+    posture = POSTURE * stood.mean()
+    return past + np.outer(stood - posture - turned, HEAD[0]), posture * HEAD[0]
+
+
 def test_heads_are_steadied_and_lips_and_lids_are_not():
     fake = Fake()
     stream = generator(fake, hop=1, look_ahead=0)
     given = (np.concatenate([stream.first[None], stream.push(speech(30))]) - stream.statistics.mean) / stream.within
-    for number, call in enumerate(fake.calls[2::2], 1):  # what was made is the next hop's past
-        assert np.allclose(call["latents"][0, 10], unsteadied(given)[number], atol=1e-4)
+    for number, call in enumerate(fake.calls[2::2], 1):  # what was made is the next hop's past, its head's place aside
+        off = call["latents"][0, 10] - unsteadied(given)[number]
+        assert np.allclose(off - off @ HEAD[0] * HEAD[0], 0, atol=1e-4)
     made = unsteadied(given)
     assert np.abs(np.diff(given @ HEAD[0], 2)).mean() < 0.4 * np.abs(np.diff(made @ HEAD[0], 2)).mean()
     for sharp in (LIPS, LIDS):
@@ -95,12 +104,13 @@ def test_the_first_window_begins_with_the_portrait():
     assert first["past"][0].tolist() == [0] * 6 + [1] + [0] * 5
     assert first["present"][0].tolist() == [0] * 6 + [1] * 6
     own = (stream.first - stream.statistics.mean) / stream.within
-    assert np.allclose(first["latents"][0, 6], own)
+    posture = POSTURE * own @ HEAD[0] * HEAD[0]
+    assert np.allclose(first["latents"][0, 6], own - posture, atol=1e-6)
     assert (first["latents"][0, :6] == 0).all()
     assert np.array_equal(first["speech"][0, 7:], heard.reshape(5, 128))
     assert np.allclose(first["speech"][0, :7], SILENCE)  # nothing was said before the stream began
     assert first["hears"] == first["knows"] == 1
-    assert np.array_equal(first["statistics"][0], stream.condition())
+    assert np.allclose(first["statistics"][0], stream.condition(posture), atol=1e-6)
 
 
 def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
@@ -120,7 +130,8 @@ def test_later_windows_hold_what_was_made_clean_and_the_new_noisy():
         assert np.array_equal(call["past"][0], past)
         assert np.array_equal(call["present"][0], np.arange(12) >= 7 - count)
         assert np.allclose(call["noise"][0], np.where(past, 0, levels[step]))
-        assert np.allclose(call["latents"][0, past], normalised[1 + 3 * hop - count : 1 + 3 * hop], atol=1e-5)
+        shown, _ = standing(normalised[1 + 3 * hop - count : 1 + 3 * hop])
+        assert np.allclose(call["latents"][0, past], shown, atol=1e-5)
         # a feature stands beside its latent; the portrait's own latent, number -1, was silent
         said = np.concatenate([np.full((2, BANDS), SILENCE, np.float32), heard])
         from_latent = 1 + 3 * hop - count
@@ -211,7 +222,8 @@ def test_guidance_steps_from_deaf_to_hearing_in_one_batch():
     hearing, deaf = Fake()(**call)[:, -5:]
     flowed = call["latents"][0, -5:] - (deaf + 2.5 * (hearing - deaf))
     given = (np.concatenate([stream.first[None], made]) - stream.statistics.mean) / stream.within
-    assert np.allclose(unsteadied(given)[1:], flowed[:3], atol=1e-4)
+    posture = POSTURE * given[0] @ HEAD[0] * HEAD[0]
+    assert np.allclose(unsteadied(given)[1:], flowed[:3] + posture, atol=1e-4)
     plain = generator(guidance=1.0).push(heard)
     assert np.array_equal(plain, generator().push(heard))
     assert (plain != generator(guidance=1.01).push(heard)).any()
@@ -222,10 +234,11 @@ def test_statistics_are_told_as_training_told_them():
     stream = generator()
     normaliser = torch_side.Normaliser(stream.centre, stream.total, stream.within)
     told = normaliser.statistics(stream.statistics.mean, stream.statistics.deviation)
-    assert np.allclose(stream.condition(), told, atol=1e-6)
+    nowhere = np.zeros(LATENT, np.float32)
+    assert np.allclose(stream.condition(nowhere), told, atol=1e-6)
     still = Statistics(stream.statistics.mean, np.zeros(LATENT, np.float32))
     stream.statistics = still
-    assert np.isfinite(stream.condition()).all()
+    assert np.isfinite(stream.condition(nowhere)).all()
 
 
 def test_state_is_bounded_over_a_long_stream():
@@ -274,13 +287,32 @@ def test_where_nobody_speaks_little_of_the_past_is_shown():
     assert np.array_equal(whole.calls[0]["latents"], brief.calls[0]["latents"])
 
 
-def test_heads_end_where_their_reach_ends_and_lips_do_not():
-    free, bound = (generator(reach=reach) for reach in (np.inf, 0.3))
-    given = [
-        (stream.push(speech(60)) - stream.statistics.mean) / stream.swing for stream in (free, bound)
-    ]
-    heads = [latents @ HEAD[0] for latents in given]
-    assert np.abs(heads[0]).max() > 0.4
-    assert np.abs(heads[1]).max() <= 0.3
-    assert np.allclose(heads[1], 0.3 * np.tanh(heads[0] / 0.3), atol=1e-5)
-    assert np.allclose(*(latents @ np.concatenate([LIPS, LIDS]).T for latents in given), atol=1e-5)
+def test_a_head_that_turned_is_centred_where_it_is_rather_than_swinging_back():
+    fake = Fake()
+    stream = generator(fake)
+    stream.push(speech(60))
+    past = stream.state.past
+    stream.push(speech(3, seed=1))
+    call = fake.calls[-1]
+    wanted, posture = standing(past)
+    shown = call["latents"][0][-5 - len(past) : -5]
+    assert np.allclose(shown, wanted, atol=1e-5)
+    # and the model is told that it is centred elsewhere
+    centred = (stream.statistics.mean + posture * stream.swing - stream.centre) / stream.total
+    assert np.allclose(call["statistics"][0, :LATENT], centred, atol=1e-5)
+    for sharp in (LIPS, LIDS):
+        assert np.allclose(shown @ sharp.T, past @ sharp.T, atol=1e-5)
+
+
+def test_who_makes_up_for_each_turn_does_not_swing():
+    """A model whose head always goes where its past's mean becomes zero: left alone, it would swing for ever."""
+
+    def denoise(**given: np.ndarray) -> np.ndarray:
+        known = given["past"][..., None]
+        head = (given["latents"] * known) @ HEAD[0]
+        goal = -1.5 * head.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+        return (given["latents"] - goal * HEAD[0]) / np.maximum(given["noise"], 1e-6)[..., None]
+
+    stream = generator(denoise, hop=2, look_ahead=1)
+    turned = (stream.push(speech(200)) - stream.statistics.mean) / stream.swing @ HEAD[0]
+    assert np.abs(turned[-50:]).max() < 0.05 * np.abs(turned[:50]).max()

@@ -6,7 +6,6 @@ by hop whatever the audio's chunks were, and each hop's noise depends on the see
 offline and streaming give the same latents.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +28,7 @@ class Pace:
     followed (1: as learned; above: more, at twice the cost); temperature: how far noise may lead the lips from the
     likeliest motion (the deviation of the noise that sampling starts from, along them). Lips follow the voice, and
     chance makes them mumble; where the head turns and when the eyes blink is chance, and has all of it. brief: how many
-    latents of its past are shown to the model where nobody speaks, see SPEAKS; reach: how far the head may go from
-    where it is centred, in deviations of its motion: it is slowed down on the way."""
+    latents of its past are shown to the model where nobody speaks, see SPEAKS."""
 
     hop: int = 4
     look_ahead: int = 3
@@ -38,7 +36,6 @@ class Pace:
     guidance: float = 1.0
     temperature: float = 1.0
     brief: int = 12
-    reach: float = math.inf
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
@@ -59,6 +56,13 @@ EASE = 0.7
 #: three seconds; so it is then shown little of its past (Pace.brief). Nobody speaks where the features' mean over the
 #: bands stays within so much in all that is heard (noise: 0.2 in 1.6 s; speech: 0.6, in as much noise 0.3).
 SPEAKS = 0.25
+
+
+#: The model has learned from clips, and that within a clip a head is on average where the statistics say. So it would
+#: make up for each turn by one to the other side, and swing like a pendulum, once in two seconds of speech. Hence it is
+#: shown the head's way of the last latents alone, as if the head had stood still before; and where it stood counts by
+#: so much as the place where it is centred, the rest of which draws it back.
+MOMENTUM, POSTURE = 2, 0.7
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,10 @@ class MotionGenerator:
     def _normalise(self, latent: np.ndarray) -> np.ndarray:
         return ((latent - self.statistics.mean) / self.swing).astype(np.float32)
 
-    def condition(self) -> np.ndarray:
-        """(2 D,) the statistics as the network takes them."""
+    def condition(self, posture: np.ndarray) -> np.ndarray:
+        """(2 D,) the statistics as the network takes them, of a head centred by so much (D,) elsewhere."""
         spread = np.log(np.maximum(self.statistics.deviation, 1e-4) / self.within)
-        mean = (self.statistics.mean - self.centre) / self.total
+        mean = (self.statistics.mean + posture * self.swing - self.centre) / self.total
         return np.concatenate([mean, np.clip(spread, -2.5, 2.5)]).astype(np.float32)
 
     def push(self, features: np.ndarray) -> np.ndarray:
@@ -171,8 +175,9 @@ class MotionGenerator:
         made = len(state.past)
         heard = state.features[: (made + new) * FEATURES_PER_LATENT]
         count = made if np.ptp(heard.mean(1)) > SPEAKS else min(made, pace.brief)
+        shown, posture = self._posed(state.past[made - count :])
         latents = np.zeros((window, len(self.within)), np.float32)
-        latents[window - new - count : window - new] = state.past[made - count :]
+        latents[window - new - count : window - new] = shown
         past = np.zeros(window, np.float32)
         past[window - new - count : window - new] = 1
         present = np.zeros(window, np.float32)
@@ -183,7 +188,8 @@ class MotionGenerator:
         noise = np.random.default_rng((self.seed, state.hops)).standard_normal((new, len(self.within)), np.float32)
         noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
         noise += np.float32(self.blinks - 1) * (noise @ self.lids.T) @ self.lids
-        fresh = self._denoise(latents, past, present, self.listener(features[None])[0], noise)[: pace.hop]
+        speech = self.listener(features[None])[0]
+        fresh = self._denoise(latents, past, present, speech, self.condition(posture), noise)[: pace.hop] + posture
         keep = window - new
         dropped = max(0, made + pace.hop - keep)
         eased = self._follow(fresh, state.eased[-1], EASE)
@@ -193,16 +199,16 @@ class MotionGenerator:
         state.steadied = np.concatenate([state.steadied, given])[-keep:]
         state.features = state.features[dropped * FEATURES_PER_LATENT :]
         state.hops += 1
-        return self._within_reach(given) * self.swing + self.statistics.mean
+        return given * self.swing + self.statistics.mean
 
-    def _within_reach(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (n, D) whose heads go no farther than the pace lets them."""
-        reach = self.pace.reach
-        if math.isinf(reach):
-            return latents
-        far = (latents[:, None] * self.head).sum(2)  # not by BLAS, as in _follow
-        less = (reach * np.tanh(far / reach) - far).astype(np.float32)
-        return latents + (less[..., None] * self.head).sum(1)
+    def _posed(self, past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The past (n, D) as the model is shown it, and where the head is centred meanwhile (D,): see MOMENTUM."""
+        turned = (past[:, None] * self.head).sum(2)  # not by BLAS, as in _follow
+        stood = turned.copy()
+        stood[:-MOMENTUM] = stood[-MOMENTUM:][0]
+        posture = np.float32(POSTURE) * stood.mean(0)
+        change = ((stood - posture - turned)[..., None] * self.head).sum(1)
+        return past + change, (posture[:, None] * self.head).sum(0)
 
     def _follow(self, latents: np.ndarray, last: np.ndarray, ease: float) -> np.ndarray:
         """Latents (n, D) that follow on one (D,) -> the same with the head through one pole of STEADY, and what moves
@@ -219,7 +225,7 @@ class MotionGenerator:
             given.append(latent - np.float32(1 - STEADY) * turned - np.float32(1 - ease) * rest)
         return np.stack(given[1:])
 
-    def _denoise(self, latents, past, present, speech, noise) -> np.ndarray:
+    def _denoise(self, latents, past, present, speech, statistics, noise) -> np.ndarray:
         """Window with a clean past and noise (new, D) -> latents (new, D)."""
         new = len(noise)
         batch = 1 if self.pace.guidance == 1.0 else 2
@@ -233,7 +239,7 @@ class MotionGenerator:
             "present": repeat(present),
             "speech": repeat(speech),
             "hears": hears,
-            "statistics": repeat(self.condition()),
+            "statistics": repeat(statistics),
             "knows": np.ones(batch, np.float32),
         }
         window = latents.copy()
