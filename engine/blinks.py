@@ -19,11 +19,11 @@ from engine.renderer.cpu import BLINK
 from engine.renderer.lids import SLACK
 
 #: How far eyes are closed in the latents of a blink, of 40 ms each.
-COURSE = (0.5, 1.0, 1.0, 0.6, 0.2)
+COURSE = (0.4, 0.9, 1.0, 0.75, 0.45, 0.2)
 #: How much of a blink's way is a wish to blink. After a blink began, so many latents begin no other.
 WISH, REST = 0.5, 20
-#: After so many latents without one, the chance of each to begin a blink: one in eight seconds for who never wishes to.
-OVERDUE, CHANCE = 125, 1 / 75
+#: After so many latents without one, the chance of each to begin a blink: ten a minute for who never wishes to.
+OVERDUE, CHANCE = 75, 1 / 75
 #: Steps of Newton's method, by the slope of a usual blink.
 STEPS = 3
 #: Latents whose state is kept for an interrupt: more than the motion generator remembers.

@@ -35,14 +35,12 @@ class Frame:
 def statistics(model: Model, latent: np.ndarray, style: Style) -> Statistics:
     """Motion statistics for a portrait whose own latent (D,) is given: centred where clips are that look like it, moved
     by the pose; as wide as clips are, times the intensity, but for what moves the lips: somebody who sits still speaks
-    no less clearly. Each number counts to the lips by its share in the directions that move them. Where the weights
-    know how far lips are apart, in the mean, of people who speak, they are so far apart here: what a stranger's own
-    look says of that is less sure."""
+    no less clearly. Each number counts to the lips by its share in the directions that move them. Lips are, in the
+    mean, as far apart as those of people who speak: what a stranger's own look says of that is less sure."""
     arrays = model.arrays
     mean = np.append(latent, 1.0) @ arrays["mean_from_portrait"] + np.asarray(style.pose) @ arrays["degrees"]
-    if "speaking" in arrays:
-        told = np.array([arrays["speaking"][0], model.gauges(latent)[1]])
-        mean = anchored(mean, model.gauges, told, model.ways)
+    told = np.array([arrays["speaking"][0], model.gauges(latent)[1]])
+    mean = anchored(mean, model.gauges, told, model.ways)
     lips = np.square(arrays["lips"]).sum(0)
     width = np.sqrt(lips + (1 - lips) * max(style.intensity, 1e-3) ** 2)
     return Statistics(mean.astype(np.float32), (arrays["deviation"] * width).astype(np.float32))

@@ -35,15 +35,14 @@ from engine.renderer.outline import Outline
 #: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
 WEIGHTS = {name: Path(__file__).parent / "weights" / name for name in ("research", "clean")}
 DEFAULT_WEIGHTS = "research"
-VERSION = 8
+VERSION = 9
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
 FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight", "lips")
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees", "blink",
+    "blinks", "speaking",
 )  # fmt: skip
-#: What some weights have besides.
-MORE_ARRAYS = ("blinks", "speaking")
 
 
 class WeightsError(InputError):
@@ -100,8 +99,6 @@ class Model:
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
-            there = set(file.keys())
-            arrays |= {name: file.get_tensor(f"runtime.{name}") for name in MORE_ARRAYS if f"runtime.{name}" in there}
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
         return cls(directory, config, arrays, threads, backend)

@@ -78,7 +78,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     rng = np.random.default_rng(0)
     arrays = {name: rng.uniform(0.1, 0.5, latent) for name in ("deviation", "total", "within", "swing")}
     arrays |= {"centre": rng.normal(0, 0.2, latent), "degrees": rng.normal(0, 0.02, (3, latent))}
-    arrays |= {"blink": rng.normal(0, 0.2, latent)}
+    arrays |= {"blink": rng.normal(0, 0.2, latent), "blinks": np.array([1.5]), "speaking": np.array([0.02])}
     arrays |= {"lips": np.eye(2, latent), "lids": np.eye(2, latent, 2), "head": np.eye(2, latent, 4)}
     arrays["mean_from_portrait"] = np.concatenate([0.9 * np.eye(latent), rng.normal(0, 0.05, (1, latent))])
     arrays = {f"runtime.{name}": value.astype(np.float32) for name, value in arrays.items()}

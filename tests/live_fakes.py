@@ -39,6 +39,8 @@ class LoudnessModel:
             "deviation": np.ones(D, np.float32),
             "degrees": np.eye(D, dtype=np.float32),
             "blink": np.zeros(D, np.float32),
+            "blinks": np.ones(1, np.float32),
+            "speaking": np.zeros(1, np.float32),
         }
     )
 
@@ -57,6 +59,13 @@ class LoudnessModel:
 
     def closed(self, portrait, latent):
         return 0.0
+
+    def gauges(self, latent):
+        return np.zeros(2, np.float32)
+
+    @property
+    def ways(self):
+        return self.arrays["lips"], self.arrays["lids"]
 
     def prepare(self, picture):
         return portrait()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from engine.errors import InputError  # noqa: E402
 from engine.features import BANDS, LATENT_HOP, LogMel  # noqa: E402
-from engine.model import FILES, MORE_ARRAYS, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
+from engine.model import FILES, RUNTIME_ARRAYS, WEIGHTS  # noqa: E402
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder  # noqa: E402
 from engine.renderer.boxes import MOUTH_SIDE, eyes_box, mouth_box  # noqa: E402
 from engine.renderer.inside import INSIDE  # noqa: E402
@@ -1201,7 +1201,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
         assert same_state(dict(given[name].state_dict()), dict(model.state_dict()))
     assert np.array_equal(written["runtime.swing"], 3 * normaliser.within)
     arrays = given["arrays"]
-    assert set(arrays) == {f"runtime.{name}" for name in (*RUNTIME_ARRAYS, *MORE_ARRAYS)}
+    assert set(arrays) == {f"runtime.{name}" for name in RUNTIME_ARRAYS}
     assert arrays["runtime.blinks"] == pytest.approx([2.2])
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values())
     assert np.array_equal(arrays["runtime.within"], normaliser.within)
@@ -1256,6 +1256,13 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
         export.run(asked("--from", WEIGHTS["research"]))
     with pytest.raises(InputError, match="--speech is missing"):
         export.run(asked())
+    older = tmp_path / "older"
+    shutil.copytree(WEIGHTS["research"], older)
+    some = {name: value for name, value in shipped.items() if name != "runtime.speaking"}
+    save_file(some, older / "weights.safetensors")
+    torch.save({"average": own | kept, "step": 7}, run / "checkpoint.pt")
+    with pytest.raises(InputError, match="older: of an older version, without `speaking`"):
+        export.run(asked("--from", older))
 
 
 def test_a_blink_is_the_mean_of_those_in_film_along_the_lids_alone():

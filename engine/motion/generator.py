@@ -42,9 +42,6 @@ class Pace:
 OFFLINE = Pace(hop=4, look_ahead=8, steps=4, guidance=1.75, temperature=0.4)
 
 
-#: How much more noise the lids get, where the weights say nothing else: blinks are rare and sharp, and a few sampler
-#: steps lose half of them.
-BLINK = 1.5
 #: Heads follow through two poles: of the way to where the sampler says, something goes so much in a latent's 40 ms, and
 #: of the way to that, the head. Each hop is sampled anew, and a head has more mass than that: it may turn back, but not
 #: at once. Of the face, lips and lids go all of the way at once, and the rest, which is chance, through one pole.
@@ -106,7 +103,7 @@ class MotionGenerator:
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
     pace: Pace = field(default_factory=Pace)
-    blinks: float = BLINK  # how much more noise the lids get
+    blinks: float = 1.0  # how much more noise lids get: blinks are rare and sharp, and a few steps lose half
     state: MotionState = field(init=False)
 
     @classmethod
@@ -120,8 +117,7 @@ class MotionGenerator:
         if swing is not None:
             known["swing"] = swing
         aim = {"statistics": statistics, "first": first, "seed": seed, "pace": pace}
-        if "blinks" in model.arrays:
-            aim["blinks"] = float(model.arrays["blinks"][0])
+        aim["blinks"] = float(model.arrays["blinks"][0])
         return cls(model.velocity, model.listen, model.window, **known, **aim)
 
     def __post_init__(self) -> None:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from engine.features import LATENT_HOP, LogMel
 from engine.head import Style, statistics
-from engine.model import FIELDS, FILES, VERSION, Model
-from engine.motion.generator import BLINK, OFFLINE, MotionGenerator, Statistics
+from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, VERSION, Model
+from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
@@ -423,7 +423,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "heads shall move: more where those sat still")  # fmt: skip
     parser.add_argument("--mouths", type=float, default=OPENING, help="how many times as widely as those of the film "
                         "lips shall move: more where pictures show less of it")  # fmt: skip
-    parser.add_argument("--blinks", type=float, default=BLINK, help="how much more noise what moves lids gets than all "
+    parser.add_argument("--blinks", type=float, default=1.5, help="how much more noise what moves lids gets than all "
                         "else: more where people of the film blink in their pauses alone")  # fmt: skip
     parser.add_argument("--licence", help="what may be done with these weights, in one line (default: that of --from, "
                         "or \"not stated\")")  # fmt: skip
@@ -442,6 +442,9 @@ def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path, licenc
     with safe_open(weights / "weights.safetensors", "numpy") as file:
         names = [name for name in file.keys() if name.startswith("runtime.")]  # noqa: SIM118 (no mapping)
         arrays = {name: file.get_tensor(name) for name in names}
+    lacking = [name for name in RUNTIME_ARRAYS if f"runtime.{name}" not in arrays]
+    if lacking:
+        raise InputError(f"{weights}: of an older version, without `{lacking[0]}`; export from the runs that made it")
     config = json.loads((weights / "config.json").read_text())
     note, licence = config["training"] | {"renderer_steps": steps}, licence or config.get("licence", UNLICENSED)
     export(renderer, load_speech(weights, shape), motion, arrays, output, note, licence)
