@@ -194,9 +194,9 @@ class StreamState:
 class StreamCore:
     """See the module. Not for several threads at once.
 
-    model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen`,
-    `coefficients` and `closed`). portrait:
-    prepared by the model. renderer: makes what draws a prepared portrait at a size; the model's own if not given.
+    model: engine.model.Model (or what has its `window`, `arrays`, `velocity`, `listen`, `coefficients`, `closed`,
+    `gauges` and `ways`). portrait: prepared by the model. renderer: makes what draws a prepared portrait at a size; the
+    model's own if not given.
     """
 
     def __init__(
