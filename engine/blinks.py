@@ -9,6 +9,7 @@ does so by chance.
 A latent is moved along what a blink moves, and nothing else, until the portrait's own gauge reads what it should.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ class Blinks:
     closed: Callable[[np.ndarray], float]
     seed: int = 0
     count: int = 0  # latents so far
-    moments: list[Moment] = field(default_factory=lambda: [Moment(REST, 0.0)])
+    moments: deque[Moment] = field(default_factory=lambda: deque([Moment(REST, 0.0)], REMEMBERED))
 
     @classmethod
     def of(cls, model: Any, portrait: Any, seed: int) -> "Blinks":
@@ -72,7 +73,8 @@ class Blinks:
     def interrupt(self, dropped: int) -> None:
         """Forget the last `dropped` latents."""
         self.count -= dropped
-        del self.moments[len(self.moments) - dropped :]
+        for _ in range(dropped):
+            self.moments.pop()
 
     def _next(self, latent: np.ndarray) -> np.ndarray:
         last = self.moments[-1]
@@ -80,7 +82,7 @@ class Blinks:
         since = last.since + 1
         if since >= REST and (last.wish <= WISH < wish or self._overdue(since)):
             since = 0
-        self.moments = [*self.moments[1 - REMEMBERED :], Moment(since, wish)]
+        self.moments.append(Moment(since, wish))
         self.count += 1
         if since < len(COURSE):
             return self._moved(latent, BLINK * COURSE[since])

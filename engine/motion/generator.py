@@ -116,9 +116,10 @@ class MotionGenerator:
         known = {name: model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")}
         if swing is not None:
             known["swing"] = swing
-        aim = {"statistics": statistics, "first": first, "seed": seed, "pace": pace}
-        aim["blinks"] = float(model.arrays["blinks"][0])
-        return cls(model.velocity, model.listen, model.window, **known, **aim)
+        return cls(
+            model.velocity, model.listen, model.window, **known, statistics=statistics, first=first, seed=seed,
+            pace=pace, blinks=float(model.arrays["blinks"][0]),
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         pace = self.pace
