@@ -80,8 +80,8 @@ def keep(name: str, figures: dict) -> None:
 def check_stream(figures: dict) -> None:
     """Floors that a stream falls below when it is broken, and not when the machine is busy."""
     assert figures["size"] == [512, 512]
-    assert figures["decoded_fps"] > 8, figures
-    assert figures["presented_fps"] > 6, figures
+    assert figures["decoded_fps"] > 2, figures
+    assert figures["presented_fps"] > 2, figures
     assert figures["freezes_seconds"] < 0.5 * figures["seconds"], figures
     assert figures["voice_energy"] > 0, figures
     assert figures["concealed"] < 0.5, figures
