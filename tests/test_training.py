@@ -45,6 +45,7 @@ from engine.training import (  # noqa: E402
     teacher,
     turning,
 )
+from engine.training.ahead import ahead  # noqa: E402
 from engine.training.batches import (  # noqa: E402
     EYE_OUTLINES,
     EYES_RASTER,
@@ -273,6 +274,28 @@ def test_colours_change_by_gain_and_shift():
     assert np.abs(change.frame(picture)[128, 128].astype(int) - [125, 150, 255]).max() <= 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_steps_are_drawn_ahead_in_their_order(cache, modes, workers):
+    draw = partial(Sampler(cache, modes, cache.split("train"), 2).batch, 2, 5)
+    for step, batch in zip(range(7, 10), ahead(draw, range(7, 10), workers), strict=True):
+        for name, value in vars(draw(step)).items():
+            assert torch.equal(value, getattr(batch, name)), (step, name)
+    assert list(ahead(draw, range(3, 3), workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_drawn_is_raised_and_nothing_hangs(workers):
+    def draw(step):
+        if step == 2:
+            raise ValueError("out of paper")
+        return torch.tensor(step)
+
+    drawn = ahead(draw, range(5), workers)
+    assert [int(next(drawn)), int(next(drawn))] == [0, 1]
+    with pytest.raises(ValueError, match="out of paper"):
+        next(drawn)
+
+
 def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
     sampler = Sampler(cache, modes, cache.split("train"), 3)
     first, again = sampler.batch(3, 5, 7), Sampler(cache, modes, cache.split("train"), 3).batch(3, 5, 7)
@@ -280,6 +303,8 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
         assert torch.equal(value, getattr(again, name)), name
     assert not torch.equal(first.frames, sampler.batch(3, 5, 8).frames)
     assert not torch.equal(first.frames, sampler.batch(3, 6, 7).frames)
+    assert first.frames.dtype == torch.uint8  # as bytes to where it is learned from
+    assert torch.equal(first.on("cpu").frames, first.frames.float() / 255)
     shapes = {name: tuple(value.shape) for name, value in vars(first).items()}
     stills = int((first.real == 0).sum())
     assert shapes == {
@@ -290,7 +315,7 @@ def test_the_same_seed_and_step_draw_the_same_batch(cache, modes):
         "painted_mouth": (stills, 3, 3, 72, 72), "painted_eyes": (stills, 3, 3, 36, 72),
         "behind": (stills, INSIDE, INSIDE), "held": (3, 4, INSIDE, INSIDE), "shut": (3, 6, *LIDS),
     }  # fmt: skip
-    assert 0 <= first.frames.min() < first.frames.max() <= 1
+    assert 0 <= first.on("cpu").frames.min() < first.on("cpu").frames.max() <= 1
 
 
 def test_lids_cover_what_was_open():
@@ -373,7 +398,7 @@ def test_a_still_borrows_motion_and_is_judged_by_landmarks_and_what_is_painted(c
     assert np.allclose(after[:, POSE:] - after[0, POSE:], before[:, POSE:] - before[0, POSE:], atol=0.05)
     face = modes.latents(carried)[:, POSE:]  # its head moves likewise, but nothing in its face
     assert np.allclose(face, face[0], atol=0.02)
-    batch = collate([part])
+    batch = collate([part]).on("cpu")
     torch.manual_seed(0)
     with torch.no_grad():
         terms = stage1.losses(Renderer(), batch, torch.tensor([False]), None)
@@ -385,7 +410,7 @@ def test_a_still_borrows_motion_and_is_judged_by_landmarks_and_what_is_painted(c
 def test_lips_that_meet_show_nothing_between_them(cache, modes):
     """What covers the line of lips that meet, and met in the portrait, counts; where they are or were apart, not."""
     sampler = Sampler(cache, modes, cache.split("train"), 12, augment=False)
-    batch = collate([sampler.draw(cache.clips[0], np.random.default_rng(0))])
+    batch = collate([sampler.draw(cache.clips[0], np.random.default_rng(0))]).on("cpu")
     torch.manual_seed(0)
     model = Renderer()
 
@@ -462,7 +487,7 @@ def test_films_of_stills_join_the_cache(cache_folder, tmp_path):
     assert not np.array_equal(one, other)
     faces = after.landmarks_of(made[0])
     assert np.abs(faces - before.landmarks_of(before.clips[3])).max() > 0.01
-    batch = Sampler(after, fit_modes([film(8, 0)], stage1.EXPRESSIONS), made, 2).batch(2, 0, 0)
+    batch = Sampler(after, fit_modes([film(8, 0)], stage1.EXPRESSIONS), made, 2).batch(2, 0, 0).on("cpu")
     assert (batch.real == 1).all()  # film like any other
     assert "audio" not in made[0] or made[0]["frames_at"] == [0, 1, 2]
 
@@ -508,7 +533,7 @@ def test_half_precision_only_where_the_processor_has_it(monkeypatch):
 def test_a_still_is_driven_by_what_the_encoder_sees_of_another(cache, modes):
     clips = cache.split("train")
     still = next(clip for clip in clips if clip["source"] == "portraits")
-    batch = collate([Sampler(cache, modes, clips, 3).draw(still, np.random.default_rng(0))])
+    batch = collate([Sampler(cache, modes, clips, 3).draw(still, np.random.default_rng(0))]).on("cpu")
     resting = replace(batch, driver=batch.driver[:, :1].expand_as(batch.driver))
     torch.manual_seed(0)
     model = Renderer()

@@ -85,18 +85,18 @@ class Cache:
 
 @dataclass
 class Batch:
-    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256) in 0..1, the portrait first; landmarks (B, 1 + T, 478,
-    2); latents (B, 1 + T, D): what the motion modes say; mouth and eyes (B, 4): the portrait's boxes; target_mouth and
-    target_eyes (B, T, 4): the targets' windows, as large; inside (B, T, 72, 72): 1 between the lips, over the mouth
-    window; lids (B, T, 36, 72): 1 where lids have come down over what is open eye in the portrait, over the eyes
-    window; matte (B, 1, 128, 128): how much of the portrait's pixels is the person's; held (B, 4, 192, 192): what is
-    drawn in the portrait's mouth, and its depth, see inside.py; shut (B, 6, 96, 192): its closed lids and how light
-    their lashes are, see lids.py; real (B,): 0 where the targets are made up from a still, so that only
-    landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
+    """B clips of 1 + T frames. frames (B, 1 + T, 3, 256, 256), the portrait first, uint8 as they are drawn and in 0..1
+    where they are learned from (see `on`); landmarks (B, 1 + T, 478, 2); latents (B, 1 + T, D): what the motion modes
+    say; mouth and eyes (B, 4): the portrait's boxes; target_mouth and target_eyes (B, T, 4): the targets' windows, as
+    large; inside (B, T, 72, 72): 1 between the lips, over the mouth window; lids (B, T, 36, 72): 1 where lids have come
+    down over what is open eye in the portrait, over the eyes window; matte (B, 1, 128, 128): how much of the portrait's
+    pixels is the person's; held (B, 4, 192, 192): what is drawn in the portrait's mouth, and its depth, see inside.py;
+    shut (B, 6, 96, 192): its closed lids and how light their lashes are, see lids.py; real (B,): 0 where the targets
+    are made up from a still, so that only landmarks and what is painted judge. driver (S, 1 + T, 3, 256, 256),
     driver_mouth and driver_eyes (S, 4): for the S stills among them, in order, the frames of another person whose
-    motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like
-    in the targets' windows (see painting.py). behind (S, 192, 192): where, over the stills' own mouth boxes, what
-    their mouths hold may come to light."""
+    motion they borrow. painted_mouth (S, T, 3, 72, 72) and painted_eyes (S, T, 3, 36, 72): what they would look like in
+    the targets' windows (see painting.py). behind (S, 192, 192): where, over the stills' own mouth boxes, what their
+    mouths hold may come to light."""
 
     frames: Tensor
     landmarks: Tensor
@@ -117,6 +117,11 @@ class Batch:
     painted_mouth: Tensor
     painted_eyes: Tensor
     behind: Tensor
+
+    def on(self, device: str | torch.device) -> "Batch":
+        """The same there, its pictures in 0..1: they travel as bytes, a quarter of the way."""
+        moved = {name: value.to(device) for name, value in vars(self).items()}
+        return Batch(**{k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()})
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,10 @@ class Augmentation:
     def place(self, picture: np.ndarray) -> np.ndarray:
         """(S, S, ...) uint8 mirrored and moved, its colours as they were."""
         if self.mirror:
-            picture = picture[:, ::-1]
+            picture = cv2.flip(picture, 1)  # a tenth of the time of NumPy's own
         size, pixels = len(picture), self.matrix.copy()
         pixels[:, 2] = size * self.matrix[:, 2] - 0.5 + self.matrix[:, :2] @ [0.5, 0.5]
-        return cv2.warpAffine(np.ascontiguousarray(picture), pixels, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(picture, pixels, (size, size), borderMode=cv2.BORDER_REPLICATE)
 
     def frame(self, picture: np.ndarray) -> np.ndarray:
         """(256, 256, 3) uint8 after the augmentation."""
@@ -397,7 +402,7 @@ def collate(parts: list[dict]) -> Batch:
         return torch.from_numpy(np.stack([part[name] for part in parts])).float()
 
     def pictures(frames: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
+        return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3)
 
     frames = pictures([part["frames"] for part in parts])
     times = frames.shape[1] - 1

@@ -8,14 +8,15 @@ lids apart).
 
 import argparse
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.training.ahead import ahead
 from engine.training.batches import Batch, Cache, Sampler
 from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import POSE, Modes
@@ -95,10 +96,9 @@ def run(args: argparse.Namespace) -> int:
         goals, tolds = [], []
         with torch.no_grad(), half(args.device):
             for batch in examination:
-                encoded = encode(
-                    model, batch.frames.to(args.device), batch.mouth.to(args.device), batch.eyes.to(args.device)
-                )
-                goal = distances(batch.landmarks).to(args.device) / spread
+                batch = batch.on(args.device)
+                encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
+                goal = distances(batch.landmarks) / spread
                 goals.append(goal - goal.mean(1, keepdim=True))
                 told = encoded[..., POSE:] @ weights
                 tolds.append(told - told.mean(1, keepdim=True))
@@ -107,27 +107,24 @@ def run(args: argparse.Namespace) -> int:
         r2 = 1 - (goal - told).square().sum(0) / goal.square().sum(0)
         return "held-out R2: lips {:.3f} width {:.3f} lids {:.3f} {:.3f}".format(*r2.tolist())
 
-    with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, 0)
-        for step in range(args.steps):
-            batch = upcoming.result()
-            upcoming = ahead.submit(train.batch, args.batch, args.seed + 7, step + 1)
-            batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
-            set_rate(teacher, cosine_rate(1e-3, step, args.steps, 100))
-            with half(args.device):
-                encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
-            terms = lesson(encoded, batch, weights, spread)
-            teacher.zero_grad(set_to_none=True)
-            sum(terms.values()).backward()
-            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-            teacher.step()
-            follow(average, encoder, 0.01)
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / 100
-            if (step + 1) % 100 == 0:
-                line = " ".join(f"{name} {value:.3f}" for name, value in totals.items())
-                print(f"step {step + 1} {(time.monotonic() - began) / 60:.1f} min {line} {examine()}", flush=True)
-                totals = {}
+    drawn = ahead(partial(train.batch, args.batch, args.seed + 7), range(args.steps))
+    for step, batch in enumerate(drawn):
+        batch = batch.on(args.device)
+        set_rate(teacher, cosine_rate(1e-3, step, args.steps, 100))
+        with half(args.device):
+            encoded = encode(model, batch.frames, batch.mouth, batch.eyes)
+        terms = lesson(encoded, batch, weights, spread)
+        teacher.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        teacher.step()
+        follow(average, encoder, 0.01)
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach()) / 100
+        if (step + 1) % 100 == 0:
+            line = " ".join(f"{name} {value:.3f}" for name, value in totals.items())
+            print(f"step {step + 1} {(time.monotonic() - began) / 60:.1f} min {line} {examine()}", flush=True)
+            totals = {}
     encoder.load_state_dict(average)
     # the renderer's optimiser starts afresh for the encoder: its moments belong to another net by now
     for name, parameter in encoder.named_parameters():

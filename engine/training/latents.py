@@ -93,8 +93,8 @@ def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np
     device = next(model.parameters()).device
     everywhere = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
     for number, clip in enumerate(clips):
-        batch = collate([sampler.draw(clip, np.random.default_rng(number))])
-        frames, mouth, eyes = batch.frames.to(device), batch.mouth.to(device), batch.eyes.to(device)
+        batch = collate([sampler.draw(clip, np.random.default_rng(number))]).on(device)
+        frames, mouth, eyes = batch.frames, batch.mouth, batch.eyes
         latent = encode(model, frames[:, :1], mouth, eyes)[:, 0]
         fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         moved = latent[:, None] + torch.diag(torch.from_numpy(within).to(device))[None]
@@ -103,7 +103,7 @@ def sensitivity(model: Renderer, sampler: Sampler, clips: list[dict], within: np
         still[..., : model.shape.head] = 0
         portrait = frames[:, 0].expand(len(within), -1, -1, -1)
         for total, w, box in ((local, still, mouth), (local, still, eyes), (whole, weights, everywhere)):
-            motion = mix(model.shape, fields, w, mouth, eyes, batch.held.to(device), batch.shut.to(device))
+            motion = mix(model.shape, fields, w, mouth, eyes, batch.held, batch.shut)
             points = grid_points(box.expand(len(within), 4), 64, 64)
             total += (render(motion, portrait, points) - sample(portrait, points)).abs().mean((1, 2)).cpu().numpy()
     care = local / local.mean() + whole / whole.mean() / 3

@@ -8,8 +8,8 @@ stage 1 leaves it alone.
 
 import argparse
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import EYES, MOUTH, LipsNetwork, PlaceNetwork, SightNetwork
+from engine.training.ahead import ahead
 from engine.training.batches import Augmentation, Cache, keypoints_of, mouth_place, pick
 from engine.training.checkpoint import add_lesson_arguments, cosine_rate, follow, set_rate, snapshot
 from engine.training.modes import Modes
@@ -103,27 +104,24 @@ def run(args: argparse.Namespace) -> int:
     pupil = torch.optim.AdamW(network.parameters(), args.rate, weight_decay=1e-3, betas=(0.9, 0.98))
     average, examined = snapshot(network), Places().to(args.device)
     began, total = time.monotonic(), 0.0
-    with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(train.batch, args.batch, args.seed, 0)
-        for step in range(args.steps):
-            drawn = [part.to(args.device) for part in upcoming.result()]
-            upcoming = ahead.submit(train.batch, args.batch, args.seed, step + 1)
-            set_rate(pupil, cosine_rate(args.rate, step, args.steps, 50))
-            loss = network.off(*drawn).mean()
-            pupil.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            pupil.step()
-            follow(average, network, 0.02)
-            total += float(loss.detach())
-            if (step + 1) % 100 == 0:
-                examined.load_state_dict(average)
-                with torch.no_grad():
-                    each = examined.off(*(part.to(args.device) for part in examination))
-                told = " ".join(f"{value:.3f}" for value in each)
-                print(f"step {step + 1} {(time.monotonic() - began) / 60:.1f} min loss {total / 100:.4f} "
-                      f"held-out {told}", flush=True)  # fmt: skip
-                total = 0.0
+    for step, faces in enumerate(ahead(partial(train.batch, args.batch, args.seed), range(args.steps))):
+        drawn = [part.to(args.device) for part in faces]
+        set_rate(pupil, cosine_rate(args.rate, step, args.steps, 50))
+        loss = network.off(*drawn).mean()
+        pupil.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        pupil.step()
+        follow(average, network, 0.02)
+        total += float(loss.detach())
+        if (step + 1) % 100 == 0:
+            examined.load_state_dict(average)
+            with torch.no_grad():
+                each = examined.off(*(part.to(args.device) for part in examination))
+            told = " ".join(f"{value:.3f}" for value in each)
+            print(f"step {step + 1} {(time.monotonic() - began) / 60:.1f} min loss {total / 100:.4f} "
+                  f"held-out {told}", flush=True)  # fmt: skip
+            total = 0.0
     network.load_state_dict(average)
     state.average.update({f"portrait.{name}": value for name, value in average.items()})
     state.save()

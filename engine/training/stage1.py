@@ -9,8 +9,8 @@ import argparse
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from engine.errors import InputError
 from engine.renderer.cpu import GAUGES
 from engine.renderer.network import CROP, EYES, MOUTH, Fields, Layers, Motion, Renderer, away, layers, mix, sample
+from engine.training.ahead import ahead
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
@@ -306,24 +307,24 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
     for number, clip in enumerate(clips):
         rng = np.random.default_rng(number)
         part = sampler.draw(clip, rng)
-        batch = collate([part])
         device = next(model.parameters()).device
-        frames, mouth, eyes = batch.frames.to(device), batch.mouth.to(device), batch.eyes.to(device)
+        batch = collate([part]).on(device)
+        frames, mouth, eyes = batch.frames, batch.mouth, batch.eyes
         with half(device.type):
             latent = encode(model, frames, mouth, eyes)
             fields = portrait_fields(model, frames[:, 0], mouth, eyes)
         weights = model.coefficients(latent)
-        motion = mix(model.shape, fields, away(weights), mouth, eyes, batch.held.to(device), batch.shut.to(device))
+        motion = mix(model.shape, fields, away(weights), mouth, eyes, batch.held, batch.shut)
         targets = frames[0, 1:]
         portrait = frames[:, 0].expand(len(targets), -1, -1, -1)
         matte = F.interpolate(fields.matte.sigmoid(), scale_factor=2.0, mode="bilinear", align_corners=False)
         parted = layers(frames[:, 0], matte)[torch.zeros(len(targets), dtype=torch.long, device=device)]
-        face = batch.target_mouth[0].to(device).clone()
+        face = batch.target_mouth[0].clone()
         unit = face[:, 2:3] / 2.1
         face = torch.cat([face[:, :2] + face[:, 2:] / 2 - unit * torch.tensor([1.4, 2.1], device=device),
                           unit * torch.tensor([2.8, 3.2], device=device)], 1)  # fmt: skip
-        regions = {"face": (face, 112, 98), "mouth": (batch.target_mouth[0].to(device), 64, 64),
-                   "eyes": (batch.target_eyes[0].to(device), 32, 64)}  # fmt: skip
+        regions = {"face": (face, 112, 98), "mouth": (batch.target_mouth[0], 64, 64),
+                   "eyes": (batch.target_eyes[0], 32, 64)}  # fmt: skip
         for name, (box, height, width) in regions.items():
             points = grid_points(box, height, width)
             true = sample(targets, points)
@@ -395,6 +396,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adversary-from", type=int, default=10**9, help="step from which the adversary counts")
     parser.add_argument("--rate", type=float, default=Schedule.rate, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches; one for each core that a "
+                        "GPU has beside it (default: a thread)")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -425,54 +428,51 @@ def run(args: argparse.Namespace) -> int:
         state.report(validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png"))
 
     started, totals, since = time.monotonic(), {}, 0
-    with ThreadPoolExecutor(1) as ahead:  # the next batch is made while this one is learned from
-        upcoming = ahead.submit(train.batch, args.batch, args.seed, step)
-        while step < args.steps and time.monotonic() - started < args.minutes * 60:
-            batch = upcoming.result()
-            upcoming = ahead.submit(train.batch, args.batch, args.seed, step + 1)
-            batch = Batch(**{name: value.to(args.device) for name, value in vars(batch).items()})
-            torch.manual_seed(args.seed * 1_000_003 + step)
-            if step > 0 and schedule.frozen(step) and not schedule.frozen(step - 1):
-                prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
-                chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
-                model.encoder.load_state_dict(chosen)
-            set_rate(optimiser, schedule.learning_rate(step))
-            teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
-            judge = perceptual if step >= args.perceptual_from else None
-            learns = not (args.keep_encoder or schedule.frozen(step))
-            fought = adversary.model if step >= args.adversary_from else None
-            terms = losses(model, batch, teacher, judge, learns, fought, not args.keep_portrait)
-            weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
-            weights["latent"] *= schedule.tied(step)
-            # the adversary must have learned something before it is listened to
-            weights["adversary"] *= float(np.clip((step - args.adversary_from) / ADVERSARY_WARMUP, 0, 1))
-            loss = sum(weights[name] * value for name, value in terms.items())
-            optimiser.zero_grad(set_to_none=True)
-            adversary.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            if fought is not None:
-                adversary.optimiser.step()
-                adversary.advance(0.99)
-            step, since = state.advance(0.995), since + 1
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach())
-            if step % 50 == 0:
-                means = {name: value / since for name, value in totals.items()}
-                rate = (time.monotonic() - started) / 60
-                print(
-                    f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()),
-                    flush=True,
-                )
-                append(args.run / "train.jsonl", {"step": step} | means)
-                totals, since = {}, 0
-            if step % 100 == 0:
-                state.save()
-                adversary.save()
-            if step % 200 == 0:
-                check()
-        upcoming.cancel()
+    for batch in ahead(partial(train.batch, args.batch, args.seed), range(step, args.steps), args.workers):
+        if time.monotonic() - started >= args.minutes * 60:
+            break
+        batch = batch.on(args.device)
+        torch.manual_seed(args.seed * 1_000_003 + step)
+        if step > 0 and schedule.frozen(step) and not schedule.frozen(step - 1):
+            prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
+            chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+            model.encoder.load_state_dict(chosen)
+        set_rate(optimiser, schedule.learning_rate(step))
+        teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
+        judge = perceptual if step >= args.perceptual_from else None
+        learns = not (args.keep_encoder or schedule.frozen(step))
+        fought = adversary.model if step >= args.adversary_from else None
+        terms = losses(model, batch, teacher, judge, learns, fought, not args.keep_portrait)
+        weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
+        weights["latent"] *= schedule.tied(step)
+        # the adversary must have learned something before it is listened to
+        weights["adversary"] *= float(np.clip((step - args.adversary_from) / ADVERSARY_WARMUP, 0, 1))
+        loss = sum(weights[name] * value for name, value in terms.items())
+        optimiser.zero_grad(set_to_none=True)
+        adversary.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if fought is not None:
+            adversary.optimiser.step()
+            adversary.advance(0.99)
+        step, since = state.advance(0.995), since + 1
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach())
+        if step % 50 == 0:
+            means = {name: value / since for name, value in totals.items()}
+            rate = (time.monotonic() - started) / 60
+            print(
+                f"step {step} {rate:.1f} min " + " ".join(f"{k} {v:.4f}" for k, v in means.items()),
+                flush=True,
+            )
+            append(args.run / "train.jsonl", {"step": step} | means)
+            totals, since = {}, 0
+        if step % 100 == 0:
+            state.save()
+            adversary.save()
+        if step % 200 == 0:
+            check()
     state.save()
     adversary.save()
     check()

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from engine.errors import InputError
 from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.training import readings
+from engine.training.ahead import ahead
 from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
 from engine.training.microphones import augment
 from engine.training.precision import half
@@ -387,6 +389,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--readings", type=int, default=0, help="learn closures from so many texts, read by espeak-ng")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="as of `ifmdm train renderer`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -427,8 +430,9 @@ def run(args: argparse.Namespace) -> int:
         state.report(held_out(judge.motion, judge.speech, held, care, args.device))
 
     started, total, since = time.monotonic(), 0.0, 0
-    while step < args.steps and time.monotonic() - started < args.minutes * 60:
-        batch = train.batch(args.batch, args.seed, step)
+    for batch in ahead(partial(train.batch, args.batch, args.seed), range(step, args.steps), args.workers):
+        if time.monotonic() - started >= args.minutes * 60:
+            break
         batch = Windows(**{k: v.to(args.device) for k, v in vars(batch).items()})
         set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
