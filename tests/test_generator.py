@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.features import BANDS, FLOOR, scale
-from engine.motion.generator import MOMENTUM, POSTURE, STEADY, MotionGenerator, Pace, Statistics
+from engine.motion.generator import FREE, MOMENTUM, POSTURE, REACH, STEADY, MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
 LIPS, LIDS, HEAD = np.array([[[0.6, 0.8, 0.0]], [[0.8, -0.6, 0.0]], [[0.0, 0.0, 1.0]]], np.float32)
+#: A deviation of the third number is half a degree of yaw.
+DEGREES = np.array([[0, 0, 2.0], [0.1, 0, 0], [0, 0.1, 0]], np.float32)
 SILENCE = scale(np.float32(FLOOR))
 
 
@@ -40,7 +42,7 @@ def generator(denoiser: Fake | None = None, seed: int = 0, **pace: float) -> Mot
     centre, mean, first = (rng.normal(size=LATENT).astype(np.float32) for _ in range(3))
     total, within, deviation = (rng.uniform(0.2, 0.8, LATENT).astype(np.float32) for _ in range(3))
     return MotionGenerator(
-        denoiser or Fake(keep=False), listen, WINDOW, centre, total, within, within, LIPS, LIDS, HEAD,
+        denoiser or Fake(keep=False), listen, WINDOW, centre, total, within, within, LIPS, LIDS, HEAD, DEGREES,
         Statistics(mean, deviation), first, seed,
         Pace(**({"hop": 3, "look_ahead": 2, "steps": 2} | pace)),
     )  # fmt: skip
@@ -315,3 +317,33 @@ def test_who_makes_up_for_each_turn_does_not_swing():
     stream = generator(denoise, hop=2, look_ahead=0)
     turned = (stream.push(speech(200)) - stream.statistics.mean) / stream.swing @ HEAD[0]
     assert np.abs(turned[-50:]).max() < 0.05 * np.abs(turned[:50]).max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-100, 100))
+def test_a_head_turns_so_far_and_lips_go_where_they_will(goal):
+    """A model whose head goes so many degrees away from where it is centred, and whose lips are as far apart."""
+    stream = generator(hop=2, look_ahead=0)
+    degree = float(DEGREES[0, 2] / stream.swing[2])
+
+    def denoise(**given: np.ndarray) -> np.ndarray:
+        wanted = goal * degree * HEAD[0] + 7 * LIPS[0]
+        return (given["latents"] - wanted) / np.maximum(given["noise"], 1e-6)[..., None]
+
+    stream.denoiser = denoise
+    latents = (stream.push(speech(200))[-1] - stream.statistics.mean) / stream.swing
+    turned = float(latents @ HEAD[0]) / degree
+    assert abs(turned) < REACH + 1e-3
+    assert np.sign(turned) == np.sign(goal) or abs(goal) < 1e-3
+    assert abs(latents @ LIPS[0] - 7) < 0.01
+
+
+def test_where_heads_are_held_back_there_is_no_step():
+    stream = generator()
+    degree = float(DEGREES[0, 2] / stream.swing[2])
+    angles = np.linspace(0, 30, 301)
+    kept = stream._held_back((angles[:, None] * degree * HEAD[0]).astype(np.float32)) @ HEAD[0] / degree
+    free = angles <= FREE
+    assert np.allclose(kept[free], angles[free], atol=1e-3)
+    slopes = np.diff(kept) / np.diff(angles)
+    assert (slopes > -1e-3).all() and (np.diff(slopes) < 1e-2).all() and kept[-1] < REACH + 1e-3

@@ -62,6 +62,11 @@ SPEAKS = 0.25
 MOMENTUM, POSTURE = 2, 0.7
 
 
+#: How far a head may turn from where it is centred, in degrees, and from where on it is held back: postures add up in
+#: long speech, and beyond this a portrait bends, and speakers hardly go.
+REACH, FREE = 10.0, 5.0
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Where motion is centred and how wide it swings: mean and deviation (D,) of the latents to be made."""
@@ -99,12 +104,14 @@ class MotionGenerator:
     lips: np.ndarray  # (n, D) orthonormal: directions of the normalised latent that move the lips
     lids: np.ndarray  # (m, D), as lips, and orthogonal to them
     head: np.ndarray  # (k, D), as lids: what turns and moves the head
+    degrees: np.ndarray  # (3, D): how a latent changes with one degree of yaw, pitch and roll
     statistics: Statistics
     first: np.ndarray  # (D,) the portrait's own latent: motion starts there
     seed: int = 0
     pace: Pace = field(default_factory=Pace)
     blinks: float = 1.0  # how much more noise lids get: blinks are rare and sharp, and a few steps lose half
     state: MotionState = field(init=False)
+    _angles: np.ndarray = field(init=False)  # (3, D): reads the angles, in degrees, off a normalised latent
 
     @classmethod
     def of(
@@ -113,7 +120,8 @@ class MotionGenerator:
     ) -> "MotionGenerator":  # fmt: skip
         """That of an engine.model.Model, or of what has its `velocity`, `listen`, `window` and `arrays`. swing: another
         than the model's."""
-        known = {name: model.arrays[name] for name in ("centre", "total", "within", "swing", "lips", "lids", "head")}
+        names = ("centre", "total", "within", "swing", "lips", "lids", "head", "degrees")
+        known = {name: model.arrays[name] for name in names}
         if swing is not None:
             known["swing"] = swing
         return cls(
@@ -125,6 +133,7 @@ class MotionGenerator:
         pace = self.pace
         if min(pace.hop, pace.steps) < 1 or pace.look_ahead < 0 or pace.hop + pace.look_ahead >= self.window:
             raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
+        self._angles = (np.linalg.pinv(self.degrees / self.within).T * (self.swing / self.within)).astype(np.float32)
         silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
         first = self._normalise(self.first)[None]
         self.state = MotionState(first, first, first, silence)
@@ -186,7 +195,8 @@ class MotionGenerator:
         noise -= np.float32(1 - pace.temperature) * (noise @ self.lips.T) @ self.lips
         noise += np.float32(self.blinks - 1) * (noise @ self.lids.T) @ self.lids
         speech = self.listener(features[None])[0]
-        fresh = self._denoise(latents, past, present, speech, self.condition(posture), noise)[: pace.hop] + posture
+        fresh = self._denoise(latents, past, present, speech, self.condition(posture), noise)[: pace.hop]
+        fresh = self._held_back(fresh + posture)
         keep = window - new
         dropped = max(0, made + pace.hop - keep)
         eased = self._follow(fresh, state.eased[-1], EASE)
@@ -206,6 +216,15 @@ class MotionGenerator:
         posture = np.float32(POSTURE) * stood.mean(0)
         change = ((stood - posture - turned)[..., None] * self.head).sum(1)
         return past + change, (posture[:, None] * self.head).sum(0)
+
+    def _held_back(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (n, D), their heads turned by no more than REACH degrees in all, and moved by as much less."""
+        turned = (latents[:, None] * self.head).sum(2)  # not by BLAS, as in _follow
+        moved = (turned[..., None] * self.head).sum(1)
+        angle = np.sqrt(np.square((moved[:, None] * self._angles).sum(2)).sum(1))
+        beyond = np.maximum(angle - FREE, 0)
+        kept = np.minimum(angle, FREE) + (REACH - FREE) * np.tanh(beyond / (REACH - FREE))
+        return latents - np.where(beyond > 0, 1 - kept / np.maximum(angle, FREE), 0)[:, None].astype(np.float32) * moved
 
     def _follow(self, latents: np.ndarray, last: np.ndarray, ease: float) -> np.ndarray:
         """Latents (n, D) that follow on one (D,) -> the same with the head through one pole of STEADY, and what moves
