@@ -19,15 +19,11 @@ class _Steps(Dataset):
         return self._draw(step)
 
 
-def _as_it_is(drawn: Drawn) -> Drawn:
-    return drawn
-
-
 def ahead(draw: Callable[[int], Drawn], steps: range, workers: int = 0) -> Iterator[Drawn]:
     """What `draw` makes of each step, in their order: made by one thread, which is enough beside a processor that
     learns, or by `workers` processes, for a GPU that would wait for it. The same whatever the workers."""
     if workers > 0:
-        yield from DataLoader(_Steps(draw), None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)
+        yield from DataLoader(_Steps(draw), None, sampler=steps, num_workers=workers)
         return
     with ThreadPoolExecutor(1) as pool:
         upcoming = None
