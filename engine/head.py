@@ -4,24 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.anchor import anchored
-from engine.blinks import Blinks
-from engine.features import LATENT_HOP, SAMPLE_RATE, LogMel
+from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.model import Model
-from engine.motion.generator import OFFLINE, MotionGenerator, Pace, Statistics
-from engine.motion.timing import Timeline
+from engine.motion.generator import OFFLINE, Pace
+from engine.performance import Performance
 from engine.portrait import Portrait
+from engine.style import Style
 
 __all__ = ["OFFLINE", "Frame", "Head", "Model", "Pace", "Style"]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How the head moves. intensity: 0 (hardly) to 2 (much), 1 as people do; pose: yaw, pitch and roll in degrees added
-    to the portrait's own, within about 20 each (yaw, roll: positive to the picture's right; pitch: positive down)."""
-
-    intensity: float = 1.0
-    pose: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,20 +20,6 @@ class Frame:
 
     index: int
     image: np.ndarray
-
-
-def statistics(model: Model, latent: np.ndarray, style: Style) -> Statistics:
-    """Motion statistics for a portrait whose own latent (D,) is given: centred where clips are that look like it, moved
-    by the pose; as wide as clips are, times the intensity, but for what moves the lips: somebody who sits still speaks
-    no less clearly. Each number counts to the lips by its share in the directions that move them. Lips are, in the
-    mean, as far apart as those of people who speak: what a stranger's own look says of that is less sure."""
-    arrays = model.arrays
-    mean = np.append(latent, 1.0) @ arrays["mean_from_portrait"] + np.asarray(style.pose) @ arrays["degrees"]
-    told = np.array([arrays["speaking"][0], model.gauges(latent)[1]])
-    mean = anchored(mean, model.gauges, told, model.ways)
-    lips = np.square(arrays["lips"]).sum(0)
-    width = np.sqrt(lips + (1 - lips) * max(style.intensity, 1e-3) ** 2)
-    return Statistics(mean.astype(np.float32), (arrays["deviation"] * width).astype(np.float32))
 
 
 class Head:
@@ -57,11 +33,7 @@ class Head:
         self._model = model
         prepared = model.prepare(portrait)
         self._renderer = model.renderer(prepared, size)
-        self._features = LogMel()
-        goal = statistics(model, prepared.latent, style or Style())
-        self._motion = MotionGenerator.of(model, goal, prepared.latent, seed, pace or OFFLINE)
-        self._blinks = Blinks.of(model, prepared, seed)
-        self._timeline = Timeline(fps)
+        self.performance = Performance(model, prepared, style or Style(), fps=fps, seed=seed, pace=pace or OFFLINE)
         self._samples = 0
         self._given = 0
 
@@ -79,12 +51,11 @@ class Head:
         return frames
 
     def _advance(self, samples: np.ndarray, limit: int | None = None) -> list[Frame]:
-        latents = self._timeline.push(self._blinks.push(self._motion.push(self._features.push(samples))))
-        if limit is not None:
-            latents = latents[: limit - self._given]
+        self.performance.hear(samples)
         frames = []
-        for latent in latents:
+        while self.performance.knows(self._given) and self._given != limit:
             # one at a time: a product of several rows may round differently, and chunks must not show
-            frames.append(Frame(self._given, self._renderer.render(self._model.coefficients(latent))))
+            coefficients = self._model.coefficients(self.performance.take(self._given))
+            frames.append(Frame(self._given, self._renderer.render(coefficients)))
             self._given += 1
         return frames

@@ -21,18 +21,18 @@ Rules of the voice:
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from engine.backend import Renderer
-from engine.blinks import Blinks
-from engine.features import BANDS, LATENT_HOP, SAMPLE_RATE, LogMel
-from engine.head import Style, statistics
-from engine.motion.generator import MotionGenerator, Pace, Statistics
-from engine.motion.timing import LATENT_RATE, catmull_rom
+from engine.features import LATENT_HOP, SAMPLE_RATE
+from engine.motion.generator import Pace
+from engine.motion.timing import SPLINE_REACH
+from engine.performance import Performance
+from engine.style import Style
 
 __all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings", "delay"]
 
@@ -40,8 +40,6 @@ __all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings"
 GLIDE = 20
 #: Samples of live voice that may wait: the jitter of a poor network, not more.
 LIVE_BACKLOG = SAMPLE_RATE // 4
-#: Latents after the one at or before a frame's time that the frame is interpolated from (engine/motion/timing.py).
-SPLINE_REACH = 2
 
 
 def delay(pace: Pace) -> int:
@@ -131,54 +129,10 @@ class Fifo:
 
 
 @dataclass
-class Track:
-    """The latents that frames not shown yet are interpolated from. base: the first one's index; the first latent of a
-    stream is there twice, at -1 and 0, as in engine/motion/timing.py, which gives the same values."""
-
-    fps: int
-    base: int = -1
-    held: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Latents made since the start."""
-        return self.base + len(self.held)
-
-    def push(self, latents: np.ndarray) -> None:
-        for latent in latents:
-            if self.base < 0 and not self.held:
-                self.held.append(latent)
-            self.held.append(latent)
-
-    def before(self, frame: int) -> int:
-        """Index of the latent at or before a frame."""
-        return frame * LATENT_RATE // self.fps
-
-    def take(self, frame: int) -> np.ndarray:
-        """The latent (D,) of a frame; what no later frame needs is forgotten."""
-        index = self.before(frame)
-        along = frame * LATENT_RATE % self.fps / self.fps
-        first = index - 1 - self.base
-        latent = catmull_rom(*self.held[first : first + 4], along)
-        # below 25 fps a frame may lie beyond all that is held
-        drop = min(self.before(frame + 1) - 1 - self.base, len(self.held))
-        if drop > 0:
-            del self.held[:drop]
-            self.base += drop
-        return latent
-
-    def rewind(self, count: int) -> int:
-        """Forget the latents from index `count` on, as far as they are held; how many they were."""
-        dropped = min(max(0, self.count - count), len(self.held))
-        del self.held[len(self.held) - dropped :]
-        return dropped
-
-
-@dataclass
 class StreamState:
     """now: the clock; heard: samples the model was given (whole blocks of 640); frames: given out; begins: position at
     which the waiting voice begins, None while it flows or there is none; refused, replaced: samples of voice that
-    found no room; glide: blocks left of a change of style."""
+    found no room."""
 
     now: int = 0
     heard: int = 0
@@ -188,7 +142,6 @@ class StreamState:
     begins: int | None = None
     refused: int = 0
     replaced: int = 0
-    glide: int = 0
 
 
 class StreamCore:
@@ -208,16 +161,14 @@ class StreamCore:
         self._model = model
         self._make_renderer = renderer or model.renderer
         self._renderer = self._make_renderer(portrait, self.settings.size)
-        self._portrait, self._style = portrait, style or Style()
-        self._goal = statistics(model, portrait.latent, self._style)
-        self._features = LogMel()
-        self._motion = MotionGenerator.of(model, self._goal, portrait.latent, self.settings.seed, self.settings.pace)
-        self._blinks = Blinks.of(model, portrait, self.settings.seed)
+        self.performance = Performance(
+            model, portrait, style or Style(),
+            fps=self.settings.fps, seed=self.settings.seed, pace=self.settings.pace,
+        )  # fmt: skip
         # at a few frames a second the sound of one frame is longer than the model's delay
         self._delay = max(delay(self.settings.pace), SAMPLE_RATE // self.settings.fps + 1 + LATENT_HOP)
         self._waiting = Fifo()
         self._line = Fifo()  # heard, not spoken yet
-        self._track = Track(self.settings.fps)
 
     @property
     def backlog(self) -> int:
@@ -288,32 +239,16 @@ class StreamCore:
         silent = self._line.size
         self._line.clear()
         self._line.push(np.zeros(silent, np.float32))
-        self._features.pending[:] = 0
-        shown = max(0, state.frames - 1)
-        # below 10 fps more may be made than the motion remembers
-        oldest = self._track.count - len(self._motion.state.past) + 1
-        dropped = self._track.rewind(max(oldest, self._track.before(shown) + SPLINE_REACH))
-        self._motion.interrupt(dropped)
-        self._blinks.interrupt(dropped)
-        self._move(np.zeros((0, BANDS), np.float32))
+        self.performance.interrupt(max(0, state.frames - 1))
 
     def restyle(self, style: Style) -> None:
         """Change intensity and pose; the head gets there within a second, without a jump."""
-        self._style = style
-        self._goal = statistics(self._model, self._portrait.latent, style)
-        self.state.glide = GLIDE
+        self.performance.restyle(style, GLIDE)
 
     def change_portrait(self, portrait: Any) -> None:
         """Show another prepared portrait from the next frame on. It goes on with the motion of the one before, moved to
         where this face is centred."""
-        goal = statistics(self._model, portrait.latent, self._style)
-        shift = goal.mean - self._goal.mean
-        current = self._motion.statistics
-        # the motion's own past is relative to its mean, so it moves along
-        self._motion.statistics = replace(current, mean=current.mean + shift)
-        self._track.held = [latent + shift for latent in self._track.held]
-        self._blinks.change_portrait(self._model, portrait)
-        self._portrait, self._goal = portrait, goal
+        self.performance.change_portrait(portrait)
         self._renderer = self._make_renderer(portrait, self.settings.size)
 
     def _next_block(self) -> np.ndarray:
@@ -334,28 +269,13 @@ class StreamCore:
     def _hear(self, block: np.ndarray) -> None:
         self._line.push(block)
         self.state.heard += len(block)
-        self._glide()
-        self._move(self._features.push(block))
-
-    def _move(self, features: np.ndarray) -> None:
-        self._track.push(self._blinks.push(self._motion.push(features)))
-
-    def _glide(self) -> None:
-        if self.state.glide == 0:
-            return
-        now, goal = self._motion.statistics, self._goal
-        part = np.float32(1 / self.state.glide)
-        self.state.glide -= 1
-        step = Statistics(
-            now.mean + part * (goal.mean - now.mean), now.deviation + part * (goal.deviation - now.deviation)
-        )
-        self._motion.steer(step if self.state.glide else goal)
+        self.performance.hear(block)
 
     def _next_frame(self) -> tuple[int, np.ndarray, np.ndarray]:
         index = self.state.frames
         self.state.frames += 1
         audio = self._line.take(self._starts(index + 1) - self._starts(index))
-        return index, self._track.take(index), audio
+        return index, self.performance.take(index), audio
 
     def _draw(self, index: int, latent: np.ndarray, audio: np.ndarray, drawn: bool) -> StreamFrame:
         image = self._renderer.render(self._model.coefficients(latent)) if drawn else None

@@ -140,7 +140,7 @@ def plans(folder: Path, backend: str = "auto") -> Iterator[Plan]:
     hearing = LogMel()
     yield Plan("speech features", "s of voice", lambda: hearing.push(next(chunks)), seconds=1.0)
 
-    motion, pace = Head(model, portrait, fps=FPS, size=SIZE)._motion, OFFLINE
+    motion, pace = Head(model, portrait, fps=FPS, size=SIZE).performance.motion, OFFLINE
     hop, ahead = pace.hop * FEATURES_PER_LATENT, pace.look_ahead * FEATURES_PER_LATENT
     features = LogMel().push(np.resize(voice, RUNS["motion"] * pace.hop * LATENT_HOP))
     hops = cycle(features.reshape(-1, hop, features.shape[1]))

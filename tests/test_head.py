@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.features import SAMPLE_RATE
-from engine.head import Frame, Head, Model, Pace, Style, statistics
+from engine.head import Frame, Head, Model, Pace, Style
 from engine.renderer.cpu import CpuRenderer
+from engine.style import statistics
 
 SIZE = 128
 
@@ -44,8 +45,9 @@ def voice(seconds: float, seed: int = 0) -> np.ndarray:
 
 def listen(head: Head) -> list[np.ndarray]:
     """Every latent that the head's motion makes from now on."""
-    made, push = [], head._motion.push
-    head._motion.push = lambda features: made.append(push(features)) or made[-1]
+    motion = head.performance.motion
+    made, push = [], motion.push
+    motion.push = lambda features: made.append(push(features)) or made[-1]
     return made
 
 
@@ -191,11 +193,12 @@ def test_any_style_speaks(head_of, style):
 
 def test_state_is_bounded_over_a_long_voice(head_of, unpainted):
     head = head_of(pace=Pace(hop=4, look_ahead=3, steps=1))
+    motion, track, features = head.performance.motion, head.performance.track, head.performance.features
     for second in range(40):
         head.push(voice(1.0, second % 3))
         if second == 4:
-            sizes = (len(head._motion.state.past), len(head._timeline._held), len(head._features.pending))
-    assert len(head._motion.state.past) <= sizes[0]
-    assert len(head._timeline._held) <= sizes[1] + 4
-    assert len(head._features.pending) <= 80 + 640
-    assert len(head._motion.state.features) <= 2 * head._motion.window + 2 * 25
+            sizes = (len(motion.state.past), len(track.held))
+    assert len(motion.state.past) <= sizes[0]
+    assert len(track.held) <= sizes[1] + 4
+    assert len(features.pending) <= 80 + 640
+    assert len(motion.state.features) <= 2 * motion.window + 2 * 25

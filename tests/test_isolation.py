@@ -61,8 +61,9 @@ def test_a_head_that_fails_ends_alone(where):
                 await until(lambda: viewer.pictures, 30)
                 core = room(served, bad).show.stream._core
                 core._renderer.render = fail if where == "renderer" else core._renderer.render
-                core._motion.denoiser = fail if where == "motion" else core._motion.denoiser
-                core._features.push = fail if where == "voice" else core._features.push
+                motion, features = core.performance.motion, core.performance.features
+                motion.denoiser = fail if where == "motion" else motion.denoiser
+                features.push = fail if where == "voice" else features.push
                 await until(lambda: served.server.sessions.count == 1, 30)
                 await go_on(served, good, viewer)
                 status, text, _ = await ask(served, "GET", bad)
@@ -96,7 +97,8 @@ def test_heads_whose_motion_takes_seconds_hold_up_nobody_else_and_go_on_themselv
                 await until(lambda: viewer.pictures, 30)
                 streams = [room(served, path).show.stream for path in stuck]
                 for stream in streams:
-                    stream._core._motion.denoiser = slow(stream._core._motion.denoiser)
+                    motion = stream._core.performance.motion
+                    motion.denoiser = slow(motion.denoiser)
                 await until(lambda: len(inside) == STUCK, 30)
                 before = [stream.figures.made for stream in streams]
                 await go_on(served, good, viewer)

@@ -228,8 +228,8 @@ def test_style_and_face_change_while_it_runs():
                     return performer
 
     performer = in_virtual_time(watch)
-    assert performer._portrait.latent[0] == 3
-    assert performer._goal.mean[0] == 4
+    goal = performer.performance.goal
+    assert goal.mean[0] == 4
 
 
 def test_what_stops_the_engine_is_told():

@@ -176,7 +176,7 @@ def test_hours_do_not_drift():
     stream.state.frames = 120 * 3600 * 5
     stream.state.now = stream.state.heard = stream.due(stream.state.frames) // LATENT_HOP * LATENT_HOP
     assert stream._starts(stream.state.frames) == 5 * 3600 * SAMPLE_RATE
-    assert stream._track.before(stream.state.frames) == 5 * 3600 * 25
+    assert stream.performance.track.before(stream.state.frames) == 5 * 3600 * 25
 
 
 @pytest.mark.parametrize("when", [0, 3000, 7000, 20_000, 20_320, 21_111])
@@ -215,7 +215,7 @@ def test_words_right_after_an_interrupt_have_their_cushion():
 
 
 def test_steering_leaves_the_motion_where_it_is():
-    motion = core()._motion
+    motion = core().performance.motion
     motion.state.past = np.arange(9, dtype=np.float32).reshape(3, 3)
     before = motion.state.past * motion.within + motion.statistics.mean
     motion.steer(Statistics(np.array([1, -2, 3], np.float32), motion.statistics.deviation))
@@ -229,7 +229,7 @@ def test_an_interrupt_at_a_frame_a_second():
         ticks(stream, when)
         stream.interrupt()
         assert not sound(ticks(stream, 5 * SECOND)).any()
-        assert len(stream._motion.state.past) > 0
+        assert len(stream.performance.motion.state.past) > 0
         stream.push(voice(20 * SECOND, 0.9))
 
 
@@ -309,8 +309,8 @@ def test_style_glides():
     ticks(stream, SECOND)
     stream.restyle(Style(1.0, (0.0, 5.0, 0.0)))
     ticks(stream, 3 * SECOND)
-    assert (stream._motion.statistics.mean == [0, 5, 0]).all()
-    assert stream.state.glide == 0
+    assert (stream.performance.motion.statistics.mean == [0, 5, 0]).all()
+    assert stream.performance.goal is stream.performance.motion.statistics
     moved = np.array(stream._renderer.seen)[:, 1]
     assert moved[-60:].mean() - moved[:30].mean() > 3
     assert np.abs(np.diff(moved)).max() < 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.motion.timing import LATENT_RATE, Timeline, catmull_rom
+from engine.motion.timing import LATENT_RATE, Track, catmull_rom
 
 RATES = (1, 5, 12, 24, 25, 30, 45, 50, 60, 120)
 
@@ -15,6 +15,21 @@ RATES = (1, 5, 12, 24, 25, 30, 45, 50, 60, 120)
 def frames_due(latents: int, fps: int) -> int:
     """Frames that `latents` latents settle: those with two latents after the one at or before them."""
     return next(j for j in itertools.count() if j * LATENT_RATE // fps + 2 >= latents)
+
+
+class Timeline:
+    """A track's frames as soon as they are known."""
+
+    def __init__(self, fps: int):
+        self.track, self.frames = Track(fps), 0
+
+    def push(self, latents: np.ndarray) -> list[np.ndarray]:
+        self.track.push(latents)
+        due = []
+        while self.track.knows(self.frames):
+            due.append(self.track.take(self.frames))
+            self.frames += 1
+        return due
 
 
 def ramp(count: int) -> np.ndarray:
@@ -87,6 +102,6 @@ def test_memory_is_bounded_and_nothing_drifts(fps):
             if count * LATENT_RATE % fps == 0:
                 assert frame[0] == count * LATENT_RATE // fps
             count += 1
-        most = max(most, len(timeline._held))
+        most = max(most, len(timeline.track.held))
     assert count == frames_due(30_000, fps)
     assert most <= 8 + LATENT_RATE // fps

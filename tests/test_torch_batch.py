@@ -59,7 +59,8 @@ def latents(shipped, assets, ada_portrait) -> np.ndarray:
     """(n, 24) of ada saying the first seconds of the bundled voice, relative to her own."""
     head = Head(shipped, ada_portrait, size=128)
     voice = read_voice(assets / "voice.flac").mono16k()[: 3 * 16_000]
-    return head._motion.push(head._features.push(voice)) - shipped.prepare(ada_portrait).latent
+    performance = head.performance
+    return performance.motion.push(performance.features.push(voice)) - shipped.prepare(ada_portrait).latent
 
 
 def close(frame: np.ndarray, truth: np.ndarray) -> bool:
@@ -286,8 +287,9 @@ def test_a_model_on_it_moves_and_shows_the_same(backend, shipped, ada_portrait, 
 
     def speak(each: Model, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
         head = Head(each, ada_portrait, fps=25, size=128, seed=seed)
-        made, push = [], head._motion.push
-        head._motion.push = lambda features: made.append(push(features)) or made[-1]
+        motion = head.performance.motion
+        made, push = [], motion.push
+        motion.push = lambda features: made.append(push(features)) or made[-1]
         frames = head.push(voices[seed]) + head.finish()
         return [frame.image for frame in frames], np.concatenate(made)
 

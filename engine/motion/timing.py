@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 LATENT_RATE = 25
+#: Latents after the one at or before a frame's time that the frame is interpolated from.
+SPLINE_REACH = 2
 
 
 def catmull_rom(before: np.ndarray, a: np.ndarray, b: np.ndarray, after: np.ndarray, along: float) -> np.ndarray:
@@ -21,35 +23,52 @@ def catmull_rom(before: np.ndarray, a: np.ndarray, b: np.ndarray, after: np.ndar
 
 
 @dataclass
-class Timeline:
-    """Turns latents, as they come, into one latent a frame. Holds the last few latents, never more."""
+class Track:
+    """The latents that frames not taken yet are interpolated from, and no others. base: the first one's index; the
+    first latent of a stream is there twice, at -1 and 0: before it was the first itself."""
 
     fps: int
-    frames: int = 0  # frames given out
-    _base: int = -1  # index of the first latent in `_held`
-    _held: list[np.ndarray] = field(default_factory=list)
+    base: int = -1
+    held: list[np.ndarray] = field(default_factory=list)
 
-    def push(self, latents: np.ndarray) -> list[np.ndarray]:
-        """New latents (n, D) -> the latents (D,) of the frames that became due. A frame is due once the two latents
-        after it are known."""
+    @property
+    def count(self) -> int:
+        """Latents pushed since the start."""
+        return self.base + len(self.held)
+
+    def push(self, latents: np.ndarray) -> None:
+        """New latents (n, D)."""
         for latent in latents:
-            if self._base < 0 and not self._held:
-                self._held.append(latent)  # the one before the first: the first itself
-            self._held.append(latent)
-        due = []
-        while (at := self._position())[0] + 2 < self._base + len(self._held):
-            index, along = at
-            first = index - 1 - self._base
-            due.append(catmull_rom(*self._held[first : first + 4], along))
-            self.frames += 1
-            # below 25 fps a frame may lie beyond all that is held
-            drop = min(self._position()[0] - 1 - self._base, len(self._held))
-            if drop > 0:
-                del self._held[:drop]
-                self._base += drop
-        return due
+            if self.base < 0 and not self.held:
+                self.held.append(latent)
+            self.held.append(latent)
 
-    def _position(self) -> tuple[int, float]:
-        """Index of the latent at or before the next frame, and how far the frame is towards the one after."""
-        index, rest = divmod(self.frames * LATENT_RATE, self.fps)
-        return index, rest / self.fps
+    def before(self, frame: int) -> int:
+        """Index of the latent at or before a frame."""
+        return frame * LATENT_RATE // self.fps
+
+    def knows(self, frame: int) -> bool:
+        """Whether a frame's latent is settled: once the two latents after it came."""
+        return self.before(frame) + SPLINE_REACH < self.count
+
+    def take(self, frame: int) -> np.ndarray:
+        """The latent (D,) of a frame that is known; what no later frame needs is forgotten."""
+        along = frame * LATENT_RATE % self.fps / self.fps
+        first = self.before(frame) - 1 - self.base
+        latent = catmull_rom(*self.held[first : first + 4], along)
+        # below 25 fps a frame may lie beyond all that is held
+        drop = min(self.before(frame + 1) - 1 - self.base, len(self.held))
+        if drop > 0:
+            del self.held[:drop]
+            self.base += drop
+        return latent
+
+    def rewind(self, count: int) -> int:
+        """Forget the latents from index `count` on, as far as they are held; how many they were."""
+        dropped = min(max(0, self.count - count), len(self.held))
+        del self.held[len(self.held) - dropped :]
+        return dropped
+
+    def shift(self, by: np.ndarray) -> None:
+        """Move all that is held by so much (D,)."""
+        self.held = [latent + by for latent in self.held]

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from engine.features import LATENT_HOP, LogMel
-from engine.head import Style, statistics
 from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, VERSION, Model
 from engine.motion.generator import OFFLINE, MotionGenerator, Statistics
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.motion.timing import LATENT_RATE
 from engine.renderer.network import CROP, EYES, MOUTH, Renderer
+from engine.style import Style, statistics
 from engine.training.checkpoint import read, shipped_part
 from engine.training.latents import load_renderer
 from engine.training.modes import POSE, POSE_UNIT
