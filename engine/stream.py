@@ -66,7 +66,7 @@ class Latency:
 #: interactive 260 ms, balanced 450 ms, quality 730 ms from voice to frame at most. The shorter a hop, the fewer steps
 #: and the less guidance it takes (docs/experiments.md): more of both makes heads shake and lips follow no better.
 LATENCIES = {
-    "interactive": Latency(Pace(2, 1, 2, guidance=1.5, temperature=0.4, brief=4), 320, 0.04),
+    "interactive": Latency(Pace(2, 1, 2, guidance=1.5, temperature=0.4, brief=4, calm=True), 320, 0.04),
     "balanced": Latency(Pace(4, 3, 3, guidance=1.75, temperature=0.4), 480, 0.06),
     "quality": Latency(Pace(8, 6, 6, guidance=1.75, temperature=0.4), 640, 0.05),
 }

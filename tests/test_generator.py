@@ -1,12 +1,14 @@
 """Streaming motion, with a stand-in for the trained network: what it is asked, and that chunks and time do not show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.features import BANDS, FLOOR, scale
-from engine.motion.generator import FREE, MOMENTUM, POSTURE, REACH, STEADY, MotionGenerator, Pace, Statistics
+from engine.motion.generator import BEARING, FREE, MOMENTUM, POSTURE, REACH, STEADY, MotionGenerator, Pace, Statistics
 from engine.motion.samplers import times
 
 WINDOW, LATENT = 12, 3
@@ -304,6 +306,25 @@ def test_a_head_that_turned_is_centred_where_it_is_rather_than_swinging_back():
     assert np.allclose(call["statistics"][0, :LATENT], centred, atol=1e-5)
     for sharp in (LIPS, LIDS):
         assert np.allclose(shown @ sharp.T, past @ sharp.T, atol=1e-5)
+
+
+def test_at_a_calm_pace_the_rest_of_the_face_does_not_tell_how_a_head_swung():
+    shown, told = {}, {}
+    for calm in (False, True):
+        fake = Fake()
+        stream = replace(generator(fake, calm=calm), lids=np.zeros((0, LATENT), np.float32))
+        stream.push(speech(60))
+        past = stream.state.past = np.random.default_rng(1).normal(size=stream.state.past.shape).astype(np.float32)
+        stream.push(speech(3, seed=1))
+        shown[calm] = fake.calls[-1]["latents"][0][-5 - len(past) : -5]
+        told[calm] = fake.calls[-1]["statistics"][0, :LATENT] * stream.total / stream.swing
+    rest = past @ LIDS[0]
+    stood = np.where(np.arange(len(past)) < len(past) - MOMENTUM, rest[-MOMENTUM], rest)
+    assert np.allclose(shown[False] @ LIDS[0], rest, atol=1e-5)
+    assert np.allclose(shown[True] @ LIDS[0], stood - BEARING * stood.mean(), atol=1e-5)
+    assert np.allclose((told[True] - told[False]) @ LIDS[0], BEARING * stood.mean(), atol=1e-4)
+    for sharp in (LIPS, HEAD):
+        assert np.allclose(shown[True] @ sharp.T, shown[False] @ sharp.T, atol=1e-5)
 
 
 def test_who_makes_up_for_each_turn_does_not_swing():

@@ -330,7 +330,7 @@ def at_rest(prepared: PreparedPortrait, size: int) -> np.ndarray:
 
 def test_detail_survives_motion():
     """What moves by parts of a pixel keeps its fine detail: picked from the plain portrait, half, and four fifths if
-    what is between its pixels were not made crisper. It gains none."""
+    what is between its pixels were not made crisper. It gains an eighth, which faces that stretch lose."""
     rng = np.random.default_rng(0)
     prepared = portrait(texture=0.0)
     prepared = replace(prepared, pixels=cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 0.7))
@@ -344,7 +344,7 @@ def test_detail_survives_motion():
         frame = renderer.render(moved(prepared, seed))
         assert not np.array_equal(frame, prepared.pixels)
         kept.append(detail(frame) / detail(prepared.pixels))
-    assert 0.85 < np.mean(kept) < 1.05
+    assert 0.95 < np.mean(kept) < 1.15
 
 
 def test_frames_without_a_buffer_are_the_callers_to_keep():

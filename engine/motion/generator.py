@@ -28,7 +28,8 @@ class Pace:
     followed (1: as learned; above: more, at twice the cost); temperature: how far noise may lead the lips from the
     likeliest motion (the deviation of the noise that sampling starts from, along them). Lips follow the voice, and
     chance makes them mumble; where the head turns and when the eyes blink is chance, and has all of it. brief: how many
-    latents of its past are shown to the model where nobody speaks, see SPEAKS."""
+    latents of its past are shown to the model where nobody speaks, see SPEAKS; calm: whether the face's past is shown
+    to it as the head's is, see MOMENTUM."""
 
     hop: int = 4
     look_ahead: int = 3
@@ -36,6 +37,7 @@ class Pace:
     guidance: float = 1.0
     temperature: float = 1.0
     brief: int = 12
+    calm: bool = False
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
@@ -58,8 +60,10 @@ SPEAKS = 0.25
 #: The model has learned from clips, and that within a clip a head is on average where the statistics say. So it would
 #: make up for each turn by one to the other side, and swing like a pendulum, once in two seconds of speech. Hence it is
 #: shown the head's way of the last latents alone, as if the head had stood still before; and where it stood counts by
-#: so much as the place where it is centred, the rest of which draws it back.
-MOMENTUM, POSTURE = 2, 0.7
+#: so much as the place where it is centred, the rest of which draws it back. What of the face moves neither head, lips
+#: nor lids swings along, and tells on it; if a pace is calm, that is shown so, too, and counts by less: the shorter the
+#: hops, the more a head swings, and the less this takes of all else.
+MOMENTUM, POSTURE, BEARING = 2, 0.7, 0.3
 
 
 #: How far a head may turn from where it is centred, in degrees, and from where on it is held back: postures add up in
@@ -112,6 +116,7 @@ class MotionGenerator:
     blinks: float = 1.0  # how much more noise lids get: blinks are rare and sharp, and a few steps lose half
     state: MotionState = field(init=False)
     _angles: np.ndarray = field(init=False)  # (3, D): reads the angles, in degrees, off a normalised latent
+    _rest: np.ndarray = field(init=False)  # (n, D), as head: what moves neither head, lips nor lids
 
     @classmethod
     def of(
@@ -134,6 +139,8 @@ class MotionGenerator:
         if min(pace.hop, pace.steps) < 1 or pace.look_ahead < 0 or pace.hop + pace.look_ahead >= self.window:
             raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
         self._angles = (np.linalg.pinv(self.degrees / self.within).T * (self.swing / self.within)).astype(np.float32)
+        known = np.concatenate([self.lips, self.lids, self.head])
+        self._rest = np.linalg.svd(known)[2][len(known) :].astype(np.float32)
         silence = np.full((FEATURES_PER_LATENT, BANDS), scale(np.float32(FLOOR)), np.float32)
         first = self._normalise(self.first)[None]
         self.state = MotionState(first, first, first, silence)
@@ -210,12 +217,11 @@ class MotionGenerator:
 
     def _posed(self, past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The past (n, D) as the model is shown it, and where the head is centred meanwhile (D,): see MOMENTUM."""
-        turned = (past[:, None] * self.head).sum(2)  # not by BLAS, as in _follow
-        stood = turned.copy()
-        stood[:-MOMENTUM] = stood[-MOMENTUM:][0]
-        posture = np.float32(POSTURE) * stood.mean(0)
-        change = ((stood - posture - turned)[..., None] * self.head).sum(1)
-        return past + change, (posture[:, None] * self.head).sum(0)
+        change, posture = _stood(past, self.head, POSTURE)
+        if self.pace.calm:
+            changes, bearing = _stood(past, self._rest, BEARING)
+            change, posture = change + changes, posture + bearing
+        return past + change, posture
 
     def _held_back(self, latents: np.ndarray) -> np.ndarray:
         """Latents (n, D), their heads turned by no more than REACH degrees in all, and moved by as much less."""
@@ -267,3 +273,13 @@ class MotionGenerator:
             return v[0] if batch == 1 else v[1] + np.float32(self.pace.guidance) * (v[0] - v[1])
 
         return euler(velocity, noise, self.pace.steps)
+
+
+def _stood(past: np.ndarray, along: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """What to add to the past (n, D) for its motion along orthonormal directions (k, D) to be that of the last MOMENTUM
+    latents alone, less a share of where it was before them; and that share (D,)."""
+    moved = (past[:, None] * along).sum(2)  # not by BLAS, as in _follow
+    stood = moved.copy()
+    stood[:-MOMENTUM] = stood[-MOMENTUM:][0]
+    centre = np.float32(share) * stood.mean(0)
+    return ((stood - centre - moved)[..., None] * along).sum(1), (centre[:, None] * along).sum(0)
