@@ -73,10 +73,10 @@ def speak(head: Head, samples: np.ndarray, sizes: list[int]) -> tuple[list[Frame
     seed=st.integers(0, 2**32 - 1),
 )
 def test_offline_equals_streaming(head_of, sizes, fps, seed):
-    samples = voice(1.2)
+    samples = voice(0.8)
     whole, latents = speak(head_of(fps, seed), samples, [len(samples)])
     frames, streamed = speak(head_of(fps, seed), samples, sizes)
-    assert len(whole) == ceil(1.2 * fps)
+    assert len(whole) == ceil(0.8 * fps)
     assert np.array_equal(streamed, latents)
     assert [frame.index for frame in frames] == [frame.index for frame in whole] == list(range(len(whole)))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(frames, whole, strict=True))
