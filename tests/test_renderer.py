@@ -422,6 +422,22 @@ def test_what_the_mouth_holds_shows_where_its_texture_covers_as_fine_as_the_fram
     assert np.array_equal(CpuRenderer(prepared, 512).render(closed), at_rest(prepared, 512))
 
 
+def test_beyond_the_edge_of_a_portrait_it_is_mirrored():
+    prepared = portrait(texture=0.0)
+    head = prepared.head.copy()
+    head[0] = np.tile([-10.0, 0.0], head.shape[1] // 2)
+    prepared = replace(prepared, head=head)
+    coefficients = prepared.coefficients.copy()
+    coefficients[0] += 1
+    size = len(prepared.pixels)
+    frame, by = CpuRenderer(prepared, size).render(coefficients).astype(int), 10 * size // CANVAS
+    shown = at_rest(prepared, size).astype(int)
+    top = slice(0, size // 5)  # above mouth and eyes
+    assert np.ptp(shown[top, :by], axis=1).mean() > 1  # there is something to mirror
+    assert np.abs(frame[top, by:] - shown[top, :-by]).mean() < 0.5
+    assert np.abs(frame[top, :by] - shown[top, by:0:-1]).mean() < 0.5
+
+
 def test_texture_may_darken_and_brighten_but_never_wraps_around():
     prepared = with_nothing_inside(portrait(texture=0.0))
     patches = []

@@ -393,8 +393,10 @@ class _Company:
         points = _enlarged(moved.transpose(0, 1) / store.side, self._size)  # (2, n, size, size)
         points[0] += store.axis
         points[1] += store.axis[:, None]
-        # a portrait's border goes on and on, not into the next one
-        points.clamp_(0.5 * store.pixel, (self._tile - 0.5) * store.pixel)
+        # beyond a portrait's edge it is mirrored, as on the processor, and not the next one shown
+        low, high = 0.5 * store.pixel, (self._tile - 0.5) * store.pixel
+        points.sub_(low).abs_().sub_(high - low).abs_().neg_().add_(high)
+        points.clamp_(low, high)
         points += store.corners.index_select(1, places)[:, :, None, None]
         grid = points.view(2, -1, self._size).permute(1, 2, 0)[None]
         picked = F.grid_sample(store.atlas, grid, padding_mode="border", align_corners=False)
