@@ -228,8 +228,8 @@ def test_style_and_face_change_while_it_runs():
                     return performer
 
     performer = in_virtual_time(watch)
-    goal = performer.performance.goal
-    assert goal.mean[0] == 4
+    assert performer.performance._portrait.latent[0] == 3
+    assert performer.performance.goal.mean[0] == 4
 
 
 def test_what_stops_the_engine_is_told():

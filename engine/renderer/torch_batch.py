@@ -393,7 +393,7 @@ class _Company:
         points = _enlarged(moved.transpose(0, 1) / store.side, self._size)  # (2, n, size, size)
         points[0] += store.axis
         points[1] += store.axis[:, None]
-        # beyond a portrait's edge it is mirrored, as on the processor, and not the next one shown
+        # beyond a portrait's edge it is mirrored, as on the processor, and never the next one shown
         low, high = 0.5 * store.pixel, (self._tile - 0.5) * store.pixel
         points.sub_(low).abs_().sub_(high - low).abs_().neg_().add_(high)
         points.clamp_(low, high)
