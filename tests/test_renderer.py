@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.renderer import lips
-from engine.renderer.boxes import eyes_box, mouth_box
+from engine.renderer.boxes import eyes_box, mouth_box, unit_length
 from engine.renderer.cpu import (
     CANVAS,
     GAUGES,
@@ -25,7 +25,7 @@ from engine.renderer.cpu import (
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
-from engine.renderer.matte import fill, refine
+from engine.renderer.matte import fill, mirror, part, refine
 from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -275,7 +275,7 @@ def test_at_rest_a_portrait_with_a_background_comes_back():
 
 def test_layers_are_those_of_training():
     torch = pytest.importorskip("torch")
-    from engine.renderer.network import Fields, RendererShape, layers, mix
+    from engine.renderer.network import Fields, Layers, RendererShape, layers, mix
     from engine.training.stage1 import grid_points, render_layers
 
     prepared = with_background(2, 256)
@@ -287,12 +287,17 @@ def test_layers_are_those_of_training():
     shape = RendererShape(latent=4, **vars(COUNTS))
     motion = mix(shape, Fields(**tensors), weights, *boxes, *drawn(tensors, 256, 2))
     picture = torch.from_numpy(scene(256, 2)).permute(2, 0, 1)[None].float() / 255
-    parted = layers(picture, torch.from_numpy(prepared.matte)[None, None])
+    matte = torch.from_numpy(prepared.matte)[None, None]
+    parted = layers(picture, matte)
+    back = torch.from_numpy(part(prepared.pixels, prepared.matte).back).permute(2, 0, 1)[None] / 255
+    known = torch.nn.functional.max_pool2d(matte, 33, 1, 16) == 0  # elsewhere each fills in what it thinks
+    assert torch.allclose((parted.back - back) * known, torch.zeros(1), atol=1 / 255)
+    parted = Layers(torch.cat([(picture - (1 - matte) * back).clamp(min=0), 1 - matte], 1), back)
     points = grid_points(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 256, 256)
     truth = render_layers(motion, parted, points).clamp(0, 1).view(256, 256, 3).numpy() * 255
     away = np.abs(frame - truth)[4:-4, 4:-4]
     assert away.mean() < 0.8
-    assert np.percentile(away, 99.5) < 12  # where the two fill in the background is not one to the pixel
+    assert np.percentile(away, 99.5) < 12
 
 
 def test_what_the_person_hides_is_filled_in_from_around():
@@ -304,6 +309,44 @@ def test_what_the_person_hides_is_filled_in_from_around():
     assert np.abs(filled - picture)[20:44, 8:16].max() < 25
     assert np.array_equal(filled[hole == 0], picture[hole == 0])
     assert np.isfinite(fill(picture, np.zeros((64, 64), np.float32))).all()  # a person who fills the picture
+
+
+def test_beside_the_person_the_wall_goes_on():
+    """What a head that turns uncovers has the wall's texture, and a shelf goes on behind it."""
+    size, rng = 512, np.random.default_rng(3)
+    wall = cv2.GaussianBlur(rng.normal(0, 60, (size, size, 3)), (0, 0), 1.5) + 150
+    wall[230:246] -= 80  # a shelf
+    picture = wall.clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[:size, :size]
+    away = np.hypot(x - 256, y - 282) - 150
+    matte = (0.5 - away / 4).clip(0, 1).astype(np.float32)
+    shown = np.where(matte[..., None] > 0.5, np.uint8(20), picture)
+    back = part(shown, matte).back
+
+    def detail(where: np.ndarray) -> float:
+        return float((cv2.Laplacian(back.astype(np.float32), cv2.CV_32F)[where] ** 2).mean())
+
+    beside, beyond = (away > -25) & (away < -2), away > 25
+    assert 0.5 < detail(beside & (np.abs(y - 282) < 60)) / detail(beyond) < 2  # above, it is bent, and has more
+    assert detail(beside) > 0.5 * detail(beyond)
+    dark = back[200:280, 118].mean(1) < 120  # ten pixels inside the outline
+    assert np.abs(np.flatnonzero(dark).mean() + 200 - 237.5) < 3
+    assert np.array_equal(back[beyond], picture[beyond])
+    assert (mirror(np.ones((64, 64), bool))[5, 9] == [9, 5]).all()  # nobody sees past who fills the picture
+
+
+def test_a_wall_beside_a_narrow_jaw_is_no_face():
+    """Who takes it for face moves a piece of the wall along, with an outline of its own."""
+    picture, unit = np.full((512, 512, 3), 200, np.uint8), unit_length(KEYPOINTS) * 512
+    middle = KEYPOINTS.mean(0) * 512
+    head = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(head, (tuple(middle.tolist()), (1.6 * unit, 3 * unit), 0), 255, -1)
+    picture[head > 0] = [90, 60, 50]
+    coarse = cv2.resize(head.astype(np.float32) / 255, (128, 128), interpolation=cv2.INTER_AREA)
+    matte = refine(coarse, picture, KEYPOINTS)
+    beside = int(middle[1]), int(middle[0] + 0.92 * unit)
+    assert matte[beside] < 0.05
+    assert matte[int(middle[1]), int(middle[0])] == 1
 
 
 def test_a_matte_follows_the_edge_that_the_picture_has():

@@ -1,7 +1,9 @@
 """A portrait taken apart: the person in front, the background behind, which stays still while the person moves.
 
 The portrait network says at 128 x 128 how much of a pixel is the person's (see engine/renderer/network.py, layers, for
-the formula); here that is brought to the picture's own edges, and what the person hides is filled in.
+the formula); here that is brought to the picture's own edges, and what the person hides is filled in. Of that only a
+few hundredths of the picture's side along the outline ever show, as a head turns: the background's mirror image there
+has its texture and goes on where an edge or a horizon meets the person.
 """
 
 from dataclasses import dataclass
@@ -11,10 +13,18 @@ import numpy as np
 
 from engine.renderer.boxes import unit_length
 
-#: The side at which hidden background is filled in: it is smooth there, whatever the size of the picture.
+#: The side at which what no mirror shows is filled in: it is smooth there, whatever the size of the picture.
 FILL = 256
+#: The background is mirrored where it comes next to the person, across counting so much nearer than down (shelves,
+#: horizons and seams of walls go across), by a line that is smooth within this share of the side.
+ACROSS, SMOOTH = 4, 1 / 32
 #: The matte's edge follows that of the picture within this share of its side.
 EDGE = 1 / 32
+#: Where less than this of a pixel is background, it is filled in.
+SEEN = 0.97
+#: The middle of the face, an ellipse about it, so wide and high in units of boxes.py. It is all face even where one is
+#: seen from the side; wider by half, and it takes in the wall beside narrow jaws.
+FACE = (1.4, 1.7)
 #: What is less than this of the person, or more than one less this, is none or all: a faint veil would stay behind.
 VEIL = 0.06
 
@@ -47,7 +57,7 @@ def refine(matte: np.ndarray, pixels: np.ndarray, keypoints: np.ndarray) -> np.n
     face = np.zeros((size, size), np.uint8)
     unit = unit_length(keypoints) * size
     middle = keypoints.mean(0) * size
-    cv2.ellipse(face, (tuple(middle.tolist()), (2.0 * unit, 2.4 * unit), 0), 255, -1)
+    cv2.ellipse(face, (tuple(middle.tolist()), (FACE[0] * unit, FACE[1] * unit), 0), 255, -1)
     return np.maximum(((fine - VEIL) / (1 - 2 * VEIL)).clip(0, 1), face.astype(np.float32) / 255)
 
 
@@ -64,16 +74,43 @@ def fill(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
     return picture * known[..., None] + coarse * (1 - known[..., None])
 
 
-def part(pixels: np.ndarray, matte: np.ndarray) -> Layers:
-    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back."""
+def mirror(hidden: np.ndarray) -> np.ndarray:
+    """What is hidden (S, S) bool -> where its mirror image lies, x and y (S, S, 2) float32 in pixels, as far beyond the
+    nearest place that is not hidden as it lies before it. Places that are not hidden stay where they are, all of them
+    if everything is hidden."""
+    size = len(hidden)
+    here = np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
+    tall = np.repeat(hidden.astype(np.uint8), ACROSS, 0)
+    _, labels = cv2.distanceTransformWithLabels(tall, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    rows, columns = np.nonzero(tall == 0)
+    if len(rows) == 0:
+        return here
+    nearest = np.zeros((labels.max() + 1, 2), np.float32)
+    nearest[labels[rows, columns]] = np.stack([columns, rows // ACROSS], 1)
+    off = np.where(hidden[..., None], nearest[labels[ACROSS // 2 :: ACROSS]] - here, 0)
+    return here + 2 * cv2.GaussianBlur(off, (0, 0), SMOOTH * size)
+
+
+def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Picture (S, S, 3) uint8 and how much of each pixel is background (S, S) float32 -> (S, S, 3) float32, the
+    background where little of it is known: the mirror image of what is, and what lies around where that is none."""
     size = len(pixels)
-    reach = 2 * round(size / 32) + 1
-    grown = cv2.dilate(matte.astype(np.float32), np.ones((reach, reach), np.uint8))
-    known = 1 - (grown * 1.5).clip(max=1)
     small = cv2.resize(pixels, (FILL, FILL), interpolation=cv2.INTER_AREA).astype(np.float32)
     filled = fill(small, cv2.resize(known, (FILL, FILL), interpolation=cv2.INTER_AREA))
     filled = cv2.resize(filled, (size, size), interpolation=cv2.INTER_LINEAR)
-    back = cv2.add(pixels * known[..., None], filled * (1 - known[..., None]), dtype=cv2.CV_8U)
+    seen = mirror(known < SEEN)
+    pixels, known = (
+        cv2.remap(x, seen, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for x in (pixels, known)
+    )
+    return pixels * known[..., None] + filled * (1 - known[..., None])
+
+
+def part(pixels: np.ndarray, matte: np.ndarray) -> Layers:
+    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back."""
+    reach = 2 * round(len(pixels) / 32) + 1
+    grown = cv2.dilate(matte.astype(np.float32), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    known = 1 - (grown * 1.5).clip(max=1)
+    back = cv2.add(pixels * known[..., None], behind(pixels, known) * (1 - known[..., None]), dtype=cv2.CV_8U)
     through = cv2.convertScaleAbs(1 - matte, alpha=255)
     front = cv2.subtract(pixels, shine(back, through))
     return Layers(np.dstack([front, through]), back)

@@ -344,7 +344,8 @@ def fill(picture: Tensor, known: Tensor) -> Tensor:
 
 def layers(picture: Tensor, matte: Tensor) -> Layers:
     """Picture (N, 3, S, S) and its matte (N, 1, S, S) in 0..1 -> Layers from which the picture at rest comes back, but
-    for what is darker than the background filled in around the person."""
+    for what is darker than the background filled in around the person. That is smooth here: what it says is nearer, in
+    the mean, to what film shows there than the mirror image that people are shown (see matte.py)."""
     grown = F.max_pool2d(matte, 2 * (picture.shape[-1] // 32) + 1, 1, picture.shape[-1] // 32)
     back = fill(picture, 1 - (grown * 1.5).clamp(max=1))
     return Layers(torch.cat([(picture - (1 - matte) * back).clamp(min=0), 1 - matte], 1), back)
