@@ -225,8 +225,7 @@ class MotionGenerator:
 
     def _held_back(self, latents: np.ndarray) -> np.ndarray:
         """Latents (n, D), their heads turned by no more than REACH degrees in all, and moved by as much less."""
-        turned = (latents[:, None] * self.head).sum(2)  # not by BLAS, as in _follow
-        moved = (turned[..., None] * self.head).sum(1)
+        moved = along(latents, self.head)
         angle = np.sqrt(np.square((moved[:, None] * self._angles).sum(2)).sum(1))
         beyond = np.maximum(angle - FREE, 0)
         kept = np.minimum(angle, FREE) + (REACH - FREE) * np.tanh(beyond / (REACH - FREE))
@@ -238,11 +237,8 @@ class MotionGenerator:
         sharp = np.concatenate([self.lips, self.lids])
         given = [last]
         for latent in latents:
-            # not by BLAS, whose last bit depends on where in memory a vector lies
             off = latent - given[-1]
-            turned, said = (
-                (along * (along * off).sum(1, keepdims=True)).sum(0) for along in (self.head, sharp)
-            )
+            turned, said = along(off[None], self.head)[0], along(off[None], sharp)[0]
             rest = off - turned - said
             given.append(latent - np.float32(1 - STEADY) * turned - np.float32(1 - ease) * rest)
         return np.stack(given[1:])
@@ -275,11 +271,17 @@ class MotionGenerator:
         return euler(velocity, noise, self.pace.steps)
 
 
-def _stood(past: np.ndarray, along: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def along(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """What of vectors (n, D) lies along orthonormal directions (k, D): (n, D). Not by BLAS, whose last bit depends on
+    where in memory a vector lies, and offline and streaming must agree."""
+    return ((vectors[:, None] * directions).sum(2)[..., None] * directions).sum(1)
+
+
+def _stood(past: np.ndarray, directions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """What to add to the past (n, D) for its motion along orthonormal directions (k, D) to be that of the last MOMENTUM
     latents alone, less a share of where it was before them; and that share (D,)."""
-    moved = (past[:, None] * along).sum(2)  # not by BLAS, as in _follow
+    moved = along(past, directions)
     stood = moved.copy()
     stood[:-MOMENTUM] = stood[-MOMENTUM:][0]
     centre = np.float32(share) * stood.mean(0)
-    return ((stood - centre - moved)[..., None] * along).sum(1), (centre[:, None] * along).sum(0)
+    return stood - centre - moved, centre
