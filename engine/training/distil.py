@@ -9,6 +9,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from engine.errors import InputError
 from engine.features import HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, SpeechEncoder
+from engine.training.ahead import ahead
 from engine.training.checkpoint import Run, cosine_rate, set_rate
 from engine.training.microphones import augment
 from engine.training.precision import half
@@ -148,8 +150,9 @@ def run(args: argparse.Namespace) -> int:
         state.report({"understood": understood(judge, held)})
 
     started, total, since = time.monotonic(), 0.0, 0
-    while step < args.steps and time.monotonic() - started < args.minutes * 60:
-        features, words, present = train.batch(args.batch, args.seed, step)
+    for features, words, present in ahead(partial(train.batch, args.batch, args.seed), range(step, args.steps)):
+        if time.monotonic() - started >= args.minutes * 60:
+            break
         set_rate(optimiser, cosine_rate(args.rate, step, args.steps, 200, 0.02))
         with half("cpu"):
             said = model(features).float()
