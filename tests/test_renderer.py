@@ -481,6 +481,26 @@ def test_beyond_the_edge_of_a_portrait_it_is_mirrored():
     assert np.abs(frame[top, :by] - shown[top, by:0:-1]).mean() < 0.5
 
 
+def test_hair_near_an_edge_is_not_mirrored_there():
+    """A head that nods would bring it down from above; a person who reaches the edge goes on beyond it."""
+    prepared = with_background(1, 256, texture=0.0)
+    y, x = np.mgrid[:256, :256]
+    round_head = np.hypot(x - 128, y - 70) < 60  # ten pixels below the upper edge, and shoulders that leave the picture
+    matte = (round_head | (y > 200)).astype(np.float32)
+    pixels = np.repeat(np.where(matte > 0, np.uint8(30), np.uint8(200))[..., None], 3, 2)
+    head = prepared.head.copy()
+    head[0] = np.tile([0.0, -20.0], head.shape[1] // 2)
+    prepared = replace(prepared, pixels=pixels, matte=matte, head=head)
+    coefficients = prepared.coefficients.copy()
+    coefficients[0] += 1
+    frame = CpuRenderer(prepared, 256).render(coefficients)
+    assert (frame[:25] > 150).all()  # wall: the head is twenty pixels lower
+    assert (frame[40:80, 128] < 60).all()
+    coefficients[0] -= 2
+    up = CpuRenderer(prepared, 256).render(coefficients)
+    assert (up[-15:, :40] < 60).all() and (up[-15:, -40:] < 60).all()
+
+
 def test_texture_may_darken_and_brighten_but_never_wraps_around():
     prepared = with_nothing_inside(portrait(texture=0.0))
     patches = []

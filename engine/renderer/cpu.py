@@ -14,7 +14,7 @@ from engine.renderer import lids, lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import Inside, Place, apart, uncovered
 from engine.renderer.lids import Lids
-from engine.renderer.matte import Layers, part, refine, shine
+from engine.renderer.matte import Layers, beyond, part, refine, shine
 from engine.renderer.outline import Outline
 
 CANVAS = 256
@@ -215,9 +215,14 @@ def blinking(coefficients: np.ndarray, own: np.ndarray) -> float:
     return float(np.clip(BLINK / read, *BLINKING))
 
 
+def margin(size: int) -> int:
+    """How many pixels beyond each edge of a portrait are kept of the person, to be shown at a size."""
+    return size // 16
+
+
 def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
-    """A portrait as it is kept to be shown at a size: the person (FINER * size, FINER * size, 4), see FINER, and the
-    background (size, size, 3)."""
+    """A portrait as it is kept to be shown at a size: the person and what is kept beyond each edge, of a side of
+    FINER * (size + 2 * margin(size)), see FINER; and the background (size, size, 3)."""
     pixels, matte = portrait.pixels, portrait.matte
     if len(pixels) != size:
         kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
@@ -230,7 +235,7 @@ def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
     crisp[..., :3] = cv2.addWeighted(colours, 1 + CRISP, cv2.GaussianBlur(colours, (0, 0), CRISP_BLUR), -CRISP, 0)
     fine = cv2.resize(crisp, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
     fine[FINER // 2 :: FINER, FINER // 2 :: FINER] = plain.front
-    return Layers(fine, plain.back)
+    return Layers(beyond(fine, FINER * margin(size)), plain.back)
 
 
 def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -274,7 +279,7 @@ class CpuRenderer:
         self._through = np.empty((size, size), np.uint8)
         self._shining = np.empty((size, size, 3), np.uint8)
         self._grid = self._raster(CANVAS)
-        self._full_grid = self._raster(size) * FINER + FINER // 2
+        self._full_grid = (self._raster(size) + margin(size)) * FINER + FINER // 2
         self._map = np.empty((CANVAS, CANVAS, 2), np.float32)
         self._flow = np.empty((CANVAS, CANVAS, 2), np.float32)
         self._moved = np.empty((CANVAS, CANVAS, 2), np.float32)
@@ -313,7 +318,6 @@ class CpuRenderer:
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
         cv2.remap(
-            # beyond the picture's edge it is mirrored: its last pixels, drawn out, would be streaks on a shoulder
             self._front, self._full, None, cv2.INTER_LINEAR, dst=self._moving, borderMode=cv2.BORDER_REFLECT_101
         )
         cv2.extractChannel(self._moving, 3, dst=self._through)

@@ -121,3 +121,15 @@ def shine(back: np.ndarray, through: np.ndarray, out: np.ndarray | None = None) 
     round alike, since both do it here."""
     wide = cv2.cvtColor(through, cv2.COLOR_GRAY2RGB, dst=out)
     return cv2.multiply(back, wide, dst=wide, scale=1 / 255)
+
+
+def beyond(front: np.ndarray, margin: int) -> np.ndarray:
+    """The person (S, S, 4), as in Layers, with so many pixels more on each side: mirrored where the person reaches the
+    picture's edge, for a shoulder that moves inwards; nobody where the background does, for hair near the edge would be
+    mirrored there, and come down from above when its head nods."""
+    around = [margin] * 4
+    wide = cv2.copyMakeBorder(front, *around, cv2.BORDER_REFLECT_101)
+    through = cv2.copyMakeBorder(front[..., 3], *around, cv2.BORDER_REPLICATE)
+    through[margin:-margin, margin:-margin] = 0
+    share = through[..., None].astype(np.float32) / 255
+    return np.rint(wide * (1 - share) + np.array([0, 0, 0, 255], np.float32) * share).astype(np.uint8)

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from engine.gather import Gatherer, together
 from engine.renderer import lids, lips
-from engine.renderer.cpu import CANVAS, FINER, GAUGES, WIDEST, FieldCounts, PreparedPortrait, away, fine_layers
+from engine.renderer.cpu import CANVAS, FINER, GAUGES, WIDEST, FieldCounts, PreparedPortrait, away, fine_layers, margin
 from engine.renderer.inside import INSIDE, apart, uncovered
 from engine.renderer.matte import Layers
 
@@ -188,7 +188,7 @@ class _Store:
     (places, n) each; drawn: what is drawn there, (places, planes, n) each; atlas (1, 4, side * tile, side * tile): the
     persons' colours and how much of the background shows through, in 0..255; backs (places, 3, size, size) uint8: the
     backgrounds; insides (places, 4, n, n) and boxes (places, 4): what mouths hold, see inside.Inside; corners
-    (2, places): of the tiles, and axis (tile / FINER,): of a frame's pixels from there, both in half sides of the
+    (2, places): of the tiles, and axis (size,): of a frame's pixels from there, both in half sides of the
     atlas."""
 
     side: int
@@ -204,7 +204,7 @@ class _Store:
     axis: Tensor
 
     @classmethod
-    def make(cls, device: torch.device, side: int, reach: tuple[int, int], counts: tuple[int, ...], tile: int):
+    def make(cls, device: torch.device, side: int, reach: tuple[int, int], counts: tuple[int, ...], size: int):
         """reach: pixels of the mouth's and the eyes' patches, at most."""
         lengths = (32 * 32, 128 * 128, reach[0], reach[0], reach[1], reach[1])
         tables = [
@@ -214,13 +214,14 @@ class _Store:
         # what a patch does not need adds nothing, to different pixels each
         spots = tuple(torch.arange(n, device=device).remainder_(CANVAS**2).repeat(side * side, 1) for n in reach)
         drawn = tuple(torch.zeros(side * side, c, n, device=device) for c, n in zip(DRAWN, reach, strict=True))
+        tile = FINER * (size + 2 * margin(size))
         atlas = torch.zeros(1, 4, side * tile, side * tile, device=device)
-        backs = torch.zeros(side * side, 3, tile // FINER, tile // FINER, dtype=torch.uint8, device=device)
+        backs = torch.zeros(side * side, 3, size, size, dtype=torch.uint8, device=device)
         insides = torch.zeros(side * side, 4, INSIDE, INSIDE, device=device)
         boxes = torch.ones(side * side, 4, device=device)
         places = torch.arange(side * side, device=device)
         corners = torch.stack([places % side, places // side]) * (2 / side) - 1
-        axis = (2 * torch.arange(FINER // 2, tile, FINER, device=device) + 1) / (side * tile)
+        axis = (2 * ((torch.arange(size, device=device) + margin(size)) * FINER + FINER // 2) + 1) / (side * tile)
         return cls(side, reach, tables, spots, drawn, atlas, backs, insides, boxes, corners, axis)
 
     @property
@@ -272,7 +273,7 @@ class _Company:
     def __init__(self, device: torch.device, size: int, counts: FieldCounts, most: int):
         self._device, self._size, self._counts = device, size, astuple(counts)
         self._pinned = device.type == "cuda"
-        self._tile = FINER * size
+        self._tile = FINER * (size + 2 * margin(size))
         self._store: _Store | None = None
         self._orders = _Orders.make(sum(self._counts), most, self._pinned)
         starts = torch.arange(most, device=device)
@@ -323,7 +324,7 @@ class _Company:
         if not full and reach == old.reach:
             return old
         side = math.isqrt(len(self.places)) + 1 if full else old.side
-        store = _Store.make(self._device, side, reach, self._counts, self._tile)
+        store = _Store.make(self._device, side, reach, self._counts, self._size)
         for place in self.places:
             store.take(old, place, self._counts)
         return store
@@ -390,10 +391,11 @@ class _Company:
         """Each frame's person out of its portrait, over its background: (3, n, size, size) float in 0..255."""
         store = self._store
         # colour planes first and frames one above the other, as the atlas has them: one look-up, and no copy before it
-        points = _enlarged(moved.transpose(0, 1) / store.side, self._size)  # (2, n, size, size)
+        halves = FINER * self._size / (self._tile * store.side)
+        points = _enlarged(moved.transpose(0, 1) * halves, self._size)  # (2, n, size, size)
         points[0] += store.axis
         points[1] += store.axis[:, None]
-        # beyond a portrait's edge it is mirrored, as on the processor, and never the next one shown
+        # beyond what is kept of a portrait it is mirrored, as on the processor, and never the next one shown
         low, high = 0.5 * store.pixel, (self._tile - 0.5) * store.pixel
         points.sub_(low).abs_().sub_(high - low).abs_().neg_().add_(high)
         points.clamp_(low, high)
