@@ -823,7 +823,9 @@ def window_sampler(folder: Path) -> stage2.WindowSampler:
     corpus = stage2.Corpus.open(folder)
     clips = corpus.split("train")
     assert [clip["count"] for clip in clips] == [60, 24, 45, 30]
-    return stage2.WindowSampler(corpus, clips, stage2.Normaliser.fit(corpus, clips), SMALL(latent=LATENT))
+    care = np.load(folder / "care.npy")
+    normaliser = stage2.Normaliser.fit(corpus, clips)
+    return stage2.WindowSampler(corpus, clips, normaliser, SMALL(latent=LATENT), care=care)
 
 
 def test_windows_hold_speech_beside_its_latents(latents_folder):
@@ -864,6 +866,47 @@ def test_the_same_seed_and_step_draw_the_same_windows(latents_folder):
         assert all(torch.equal(value, getattr(again, name)) for name, value in vars(first).items())
         assert not torch.equal(first.features, other.features)
         assert all(torch.isfinite(value.float()).all() for value in vars(first).values())
+
+
+def test_clips_are_told_another_mean_in_all_but_lips_and_lids(latents_folder):
+    sampler = window_sampler(latents_folder)
+    plain = sampler.batch(24, 0, 0, augmented=False)
+    assert torch.equal(plain.statistics, plain.true)
+    batch = sampler.batch(200, 0, 0)
+    wrong, true = (x[:, :LATENT].numpy() * sampler.normaliser.total for x in (batch.statistics, batch.true))
+    off = (wrong - true) / sampler.normaliser.within
+    assert np.abs(off @ stage2.watched(np.load(latents_folder / "care.npy"))).max() < 1e-3
+    assert 0.2 < np.abs(off).mean() < 2  # in deviations of all clips
+    assert torch.equal(batch.statistics[:, LATENT:], batch.true[:, LATENT:])
+
+
+def test_lips_are_learned_from_an_elder_and_the_rest_from_film(latents_folder):
+    sampler = window_sampler(latents_folder)
+    batch = sampler.batch(6, 0, 0, augmented=False)
+    care = torch.from_numpy(np.load(latents_folder / "care.npy"))
+    lips = torch.from_numpy(stage2.watched(care.numpy()))
+
+    class Same:
+        """An elder who says the same of everything."""
+
+        watched = lips
+
+        def __call__(self, mixed, *rest):
+            assert torch.equal(rest[5], batch.true)
+            return torch.full_like(mixed, 3.0)
+
+    def loss(flow) -> float:
+        def model(mixed, level, past, present, *_):
+            true = (mixed - batch.latents) / level.clamp(min=1e-3)[..., None]
+            return flow(true * (1 - past[..., None]))
+
+        with torch.autocast("cpu", enabled=False):
+            generator = torch.Generator().manual_seed(0)
+            return float(stage2.flow_loss(model, batch, torch.zeros(6, 32, 256), generator, care, Same()))
+
+    said = stage2.KEEP * lips @ lips.T
+    assert loss(lambda true: true + (3.0 - true) @ said) < 1e-4 < loss(lambda true: true)
+    assert loss(lambda true: torch.full_like(true, 3.0)) > 1e-2
 
 
 @given(st.integers(0, 2**31), st.sampled_from([640, 15999, 16000, 64000]))
@@ -1029,6 +1072,23 @@ def test_a_run_of_stage2_can_start_from_weights(latents_folder, tmp_path, monkey
             assert torch.allclose(state[f"motion.{name}"], value, atol=1e-3)
     with pytest.raises(InputError, match="this run has begun"):
         stage2.run(arguments(stage2, monkeypatch, *folders, *flags))
+
+
+def test_a_run_of_stage2_can_learn_from_an_elder(latents_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "MotionShape", SMALL)
+    monkeypatch.setattr(stage2, "held_out", lambda *_: {"loss": 0.5})
+    torch.manual_seed(5)
+    elder = stage2.Speaker(MotionTransformer(SMALL(latent=LATENT)), SpeechEncoder(256)).state_dict()
+    save_file({name: value.half() for name, value in elder.items()}, tmp_path / "weights.safetensors")
+
+    def train(run: str, *flags: object) -> dict:
+        folders = ("--latents", latents_folder, "--speech", speech_run(tmp_path), "--run", tmp_path / run)
+        assert stage2.run(arguments(stage2, monkeypatch, *folders, "--steps", 2, "--batch", 3, *flags)) == 0
+        return checkpoint(tmp_path / run)["model"]
+
+    assert not same_state(train("alone"), train("taught", "--elder", tmp_path))
+    with pytest.raises(InputError, match="no motion there of this shape"):
+        train("refused", "--elder", WEIGHTS["research"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -33,6 +33,14 @@ DROP_SPEECH, DROP_STATISTICS = 0.1, 0.15
 SPEEDS = (0.87, 1.14)
 #: How many of the windows are read by a synthesiser (if there are readings), and what their lips weigh in the loss.
 READ_SHARE, READ_WEIGHT = 0.2, 1.5
+#: The mean of a clip of a second or two tells where its head will yet go, which nobody knows at run time: who believes
+#: it makes up for each turn by one to the other side. So it is told wrongly, by so many of the clip's own deviations,
+#: in all that moves neither lips nor lids.
+ASTRAY = 1.0
+#: Who learns lips from film over and over learns the film by heart. So where another speaker teaches them, this share
+#: of what is learned of lips and lids is what that one says rather than what was filmed (Furlanello et al. 2018, "Born
+#: again neural networks").
+KEEP = 0.8
 #: Windows of each source are drawn by seconds of speech times this: few minutes of other languages and people must
 #: weigh against the many of one newsroom.
 SOURCE_WEIGHT = {"lrc_ar": 1.0, "grid": 0.8, "talkvid": 3.0, "vasa1": 3.0}
@@ -133,8 +141,14 @@ class Windows:
     present: Tensor
     features: Tensor
     statistics: Tensor
+    true: Tensor  # (B, 2 D) the statistics as they are, see ASTRAY
     prefix: Tensor  # (B,) length of the clean past, counted from the first present token
     read: Tensor  # (B,) 1 where only the lips' opening is right: a synthesiser read it
+
+
+def watched(care: np.ndarray) -> np.ndarray:
+    """care (D, M), see latents.py -> (D, 4) orthonormal: what of the normalised latent moves lips and lids."""
+    return np.linalg.qr(care[:, len(care) : len(care) + 4])[0]
 
 
 @dataclass(frozen=True)
@@ -164,9 +178,11 @@ class WindowSampler:
         self, corpus: Corpus, clips: list[dict], normaliser: Normaliser, shape: MotionShape,
         readings: list[Reading] | None = None, care: np.ndarray | None = None,
     ):  # fmt: skip
-        """readings: see readings.py; care (D, M): needed for them, to know what opens the lips."""
+        """readings: see readings.py; care (D, M): needed to augment, to know what moves lips and lids."""
         self.corpus, self.clips, self.normaliser, self.shape = corpus, clips, normaliser, shape
-        self.readings, self.lips = readings or [], None
+        self.readings, self.lips, self.watched = readings or [], None, None
+        if care is not None:
+            self.watched = watched(care)
         if self.readings:
             self.lips = Lips.fit(corpus, clips, normaliser, care[:, shape.latent])
         weight = np.array([clip["count"] * SOURCE_WEIGHT.get(clip["source"], 1.0) for clip in clips])
@@ -190,7 +206,7 @@ class WindowSampler:
         features = log_mel(torch.from_numpy(audio), self.filters, self.window)
         latents, present, statistics = (torch.from_numpy(x) for x in (latents, present, statistics))
         none = torch.zeros(len(clips))
-        return Windows(latents, present, features, statistics, none.long(), none)
+        return Windows(latents, present, features, statistics, statistics, none.long(), none)
 
     def batch(self, size: int, seed: int, step: int, augmented: bool = True) -> Windows:
         rng = np.random.default_rng((seed, step))
@@ -198,7 +214,7 @@ class WindowSampler:
         latents = np.zeros((size, length, self.shape.latent), np.float32)
         present = np.zeros((size, length), np.float32)
         audio = np.zeros((size, WINDOW - HOP + length * LATENT_HOP), np.float32)
-        statistics = np.zeros((size, 2 * self.shape.latent), np.float32)
+        statistics, true = np.zeros((2, size, 2 * self.shape.latent), np.float32)
         read = np.zeros(size, np.float32)
         for row, pick in enumerate(rng.choice(len(self.clips), size, p=self.weight)):
             clip = self.clips[pick]
@@ -224,7 +240,10 @@ class WindowSampler:
             piece = sound[max(0, at * LATENT_HOP - head) : (at + count) * LATENT_HOP]
             end = head + (left + count) * LATENT_HOP
             audio[row, end - len(piece) : end] = piece
-            statistics[row] = self.normaliser.statistics(mean, deviation)
+            true[row] = statistics[row] = self.normaliser.statistics(mean, deviation)
+            if augmented:
+                mean = mean + self._astray(deviation / self.normaliser.within, rng) * self.normaliser.within
+                statistics[row] = self.normaliser.statistics(mean, deviation)
         features = log_mel(torch.from_numpy(audio), self.filters, self.window)
         if augmented:
             features = warp_features(features, torch.Generator().manual_seed(int(rng.integers(2**31))))
@@ -235,9 +254,15 @@ class WindowSampler:
             torch.from_numpy(present),
             features,
             torch.from_numpy(statistics),
+            torch.from_numpy(true),
             torch.from_numpy(np.maximum(prefix, 0).astype(np.int64)),
             torch.from_numpy(read),
         )
+
+    def _astray(self, deviation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(D,) by how much another centre a clip of normalised deviation (D,) is told."""
+        off = ASTRAY * deviation * rng.standard_normal(len(deviation))
+        return (off - self.watched @ (off @ self.watched)).astype(np.float32)
 
     def _read(self, z: np.ndarray, reading: Reading, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A clip's latents (n, D) with the lips of a reading, as wide as the clip's own, and the reading's sound."""
@@ -251,10 +276,11 @@ class WindowSampler:
 
 
 def flow_loss(
-    model: MotionTransformer, batch: Windows, speech: Tensor, generator: torch.Generator, care: Tensor
-) -> Tensor:
+    model: MotionTransformer, batch: Windows, speech: Tensor, generator: torch.Generator, care: Tensor,
+    elder: "Elder | None" = None,
+) -> Tensor:  # fmt: skip
     """Flow-matching loss on the tokens after the prefix, weighed by care (D, M): what of an error matters. speech
-    (B, W, S): what the speech encoder makes of the batch's features."""
+    (B, W, S): what the speech encoder makes of the batch's features. elder: what teaches the lips."""
     latents, present = batch.latents, batch.present
     size = len(latents)
     device = latents.device
@@ -273,7 +299,12 @@ def flow_loss(
     with half(device.type):
         velocity = model(mixed, level, past, present, speech, hears, batch.statistics, knows).float()
     new = (present * (1 - past))[..., None]
-    error = (velocity - (noise - latents)) @ care
+    flow = noise - latents
+    if elder is not None:
+        said = elder(mixed, level, past, present, batch.features, hears, batch.true, knows)
+        share = KEEP * (1 - batch.read[:, None, None])
+        flow = flow + share * ((said - flow) @ elder.watched) @ elder.watched.T
+    error = (velocity - flow) @ care
     lips = torch.zeros(care.shape[1], device=device)
     lips[care.shape[0]] = READ_WEIGHT  # the first of the watched distances, see latents.py
     error = error * torch.where(batch.read[:, None, None] > 0, lips, torch.ones_like(lips))
@@ -355,6 +386,34 @@ class Speaker(nn.Module):
         self.motion, self.speech = motion, speech
 
 
+@dataclass(frozen=True)
+class Elder:
+    """A speaker that has learned already, and teaches another how lips and lids move (KEEP). It knows the statistics as
+    they are. watched (D, 4): see there."""
+
+    speaker: Speaker
+    watched: Tensor
+
+    @classmethod
+    def of(cls, weights: Path, shape: MotionShape, care: Tensor) -> "Elder":
+        """That of a weights folder, which does not learn. Raises InputError."""
+        speaker = Speaker(MotionTransformer(shape), SpeechEncoder(shape.speech)).to(care.device)
+        for part in ("motion", "speech"):
+            try:
+                getattr(speaker, part).load_state_dict(shipped_part(weights, part))
+            except RuntimeError as fault:
+                raise InputError(f"{weights}: no {part} there of this shape; give weights like those to be") from fault
+        watched_there = torch.from_numpy(watched(care.cpu().numpy())).to(care.device)
+        return cls(speaker.eval().requires_grad_(False), watched_there)
+
+    @torch.no_grad()
+    def __call__(self, mixed, level, past, present, features, hears, statistics, knows) -> Tensor:
+        """As MotionTransformer.forward, of features instead of speech."""
+        with half(mixed.device.type):
+            speech = self.speaker.speech(features)
+            return self.speaker.motion(mixed, level, past, present, speech, hears, statistics, knows).float()
+
+
 def load_motion(run: Path, shape: MotionShape) -> MotionTransformer:
     """The averaged transformer of an `ifmdm train motion` run."""
     model = MotionTransformer(shape).eval()
@@ -383,6 +442,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "along, at this share of the rate")  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
     parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
+    parser.add_argument("--elder", type=Path, metavar="WEIGHTS", help="weights folder that lips and lids are learned "
+                        "from rather than from film")  # fmt: skip
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumably) after this long")
     parser.add_argument("--batch", type=int, default=48)
@@ -415,6 +476,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tune_speech > 0:
         groups.append({"params": list(model.speech.parameters()), "share": args.tune_speech})
     optimiser = torch.optim.AdamW(groups, args.rate, weight_decay=0.03, betas=(0.9, 0.98))
+    elder = Elder.of(args.elder, shape, care) if args.elder is not None else None
     if args.weights is not None:
         start_from_weights(model.motion, args.run, args.weights, "motion")
     state = Run.open(args.run, model, optimiser)
@@ -438,7 +500,8 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed * 1_000_003 + step)  # of dropout
         with half(args.device):
             heard = model.speech(batch.features).float()
-        loss = flow_loss(model.motion, batch, heard, torch.Generator().manual_seed(args.seed * 1_000_003 + step), care)
+        noise = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        loss = flow_loss(model.motion, batch, heard, noise, care, elder)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
