@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.renderer.boxes import unit_length
 
-#: The side at which what no mirror shows is filled in: it is smooth there, whatever the size of the picture.
+#: The side at which mirrors are laid, and what none shows is filled in: both are smooth, whatever the picture's size.
 FILL = 256
 #: The background is mirrored where it comes next to the person, across counting so much nearer than down (shelves,
 #: horizons and seams of walls go across), by a line that is smooth within this share of the side.
@@ -96,9 +96,11 @@ def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
     background where little of it is known: the mirror image of what is, and what lies around where that is none."""
     size = len(pixels)
     small = cv2.resize(pixels, (FILL, FILL), interpolation=cv2.INTER_AREA).astype(np.float32)
-    filled = fill(small, cv2.resize(known, (FILL, FILL), interpolation=cv2.INTER_AREA))
-    filled = cv2.resize(filled, (size, size), interpolation=cv2.INTER_LINEAR)
-    seen = mirror(known < SEEN)
+    known_there = cv2.resize(known, (FILL, FILL), interpolation=cv2.INTER_AREA)
+    filled = cv2.resize(fill(small, known_there), (size, size), interpolation=cv2.INTER_LINEAR)
+    # where a mirror shows what is smooth as well, and need not be found for each pixel
+    seen = (mirror(known_there < SEEN) + 0.5) * np.float32(size / FILL) - 0.5
+    seen = cv2.resize(seen, (size, size), interpolation=cv2.INTER_LINEAR)
     pixels, known = (
         cv2.remap(x, seen, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for x in (pixels, known)
     )
@@ -130,6 +132,8 @@ def beyond(front: np.ndarray, margin: int) -> np.ndarray:
     around = [margin] * 4
     wide = cv2.copyMakeBorder(front, *around, cv2.BORDER_REFLECT_101)
     through = cv2.copyMakeBorder(front[..., 3], *around, cv2.BORDER_REPLICATE)
-    through[margin:-margin, margin:-margin] = 0
-    share = through[..., None].astype(np.float32) / 255
-    return np.rint(wide * (1 - share) + np.array([0, 0, 0, 255], np.float32) * share).astype(np.uint8)
+    inner = slice(margin, -margin)
+    for side in ((slice(margin),), (slice(-margin, None),), (inner, slice(margin)), (inner, slice(-margin, None))):
+        share = through[side][..., None].astype(np.float32) / 255
+        wide[side] = np.rint(wide[side] * (1 - share) + np.array([0, 0, 0, 255], np.float32) * share)
+    return wide
