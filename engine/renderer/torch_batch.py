@@ -273,7 +273,6 @@ class _Company:
     def __init__(self, device: torch.device, size: int, counts: FieldCounts, most: int):
         self._device, self._size, self._counts = device, size, astuple(counts)
         self._pinned = device.type == "cuda"
-        self._tile = FINER * (size + 2 * margin(size))
         self._store: _Store | None = None
         self._orders = _Orders.make(sum(self._counts), most, self._pinned)
         starts = torch.arange(most, device=device)
@@ -391,12 +390,13 @@ class _Company:
         """Each frame's person out of its portrait, over its background: (3, n, size, size) float in 0..255."""
         store = self._store
         # colour planes first and frames one above the other, as the atlas has them: one look-up, and no copy before it
-        halves = FINER * self._size / (self._tile * store.side)
+        tile = store.atlas.shape[-1] // store.side
+        halves = FINER * self._size / (tile * store.side)
         points = _enlarged(moved.transpose(0, 1) * halves, self._size)  # (2, n, size, size)
         points[0] += store.axis
         points[1] += store.axis[:, None]
         # beyond what is kept of a portrait it is mirrored, as on the processor, and never the next one shown
-        low, high = 0.5 * store.pixel, (self._tile - 0.5) * store.pixel
+        low, high = 0.5 * store.pixel, (tile - 0.5) * store.pixel
         points.sub_(low).abs_().sub_(high - low).abs_().neg_().add_(high)
         points.clamp_(low, high)
         points += store.corners.index_select(1, places)[:, :, None, None]
