@@ -25,7 +25,7 @@ from engine.renderer.cpu import (
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
-from engine.renderer.matte import fill, mirror, part, refine
+from engine.renderer.matte import crown, fill, mirror, part, refine
 from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -500,6 +500,41 @@ def test_hair_near_an_edge_is_not_mirrored_there():
     coefficients[0] -= 2
     up = CpuRenderer(prepared, 256).render(coefficients)
     assert (up[-15:, :40] < 60).all() and (up[-15:, -40:] < 60).all()
+
+
+def test_a_head_that_the_upper_edge_cuts_gets_a_crown():
+    """Mirrored there, it would wear itself upside down when it nods: a bun that grows wider upwards."""
+    prepared = with_background(1, 256, texture=0.0)
+    y, x = np.mgrid[:256, :256]
+    matte = (np.hypot(x - 128, y - 50) < 60).astype(np.float32)  # 33 pixels of its edge are cut off on each side
+    pixels = np.repeat(np.where(matte > 0, np.uint8(30), np.uint8(200))[..., None], 3, 2)
+    head = prepared.head.copy()
+    head[0] = np.tile([0.0, -15.0], head.shape[1] // 2)  # 15 pixels down
+    prepared = replace(prepared, pixels=pixels, matte=matte, head=head)
+    coefficients = prepared.coefficients.copy()
+    coefficients[0] += 1
+    frame = CpuRenderer(prepared, 256).render(coefficients)
+    widths = (frame[:20, :, 0] < 115).sum(1)
+    assert widths[0] < widths[15] - 20  # at the edge and where the edge was
+    assert (np.diff(widths) >= 0).all() and widths[10] > 20
+
+
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=24, max_size=24), min_size=2, max_size=2),
+    fills=st.sampled_from(["neither", "left", "right", "both"]),
+)
+def test_a_crown_stands_above_what_the_edge_cuts_alone(rows, fills):
+    person = np.zeros((24, 24), bool)
+    person[:4], person[4:] = rows[0], rows[1]
+    person[0, :3] |= fills in ("left", "both")
+    person[0, -3:] |= fills in ("right", "both")
+    theirs = crown(person, 4)
+    assert (theirs is None) == person[0].all()
+    if theirs is None:
+        return
+    assert theirs.shape == (4, 24)
+    assert ((theirs >= 0) & (theirs <= 1)).all()
+    assert theirs.any() <= person[0].any()
 
 
 def test_texture_may_darken_and_brighten_but_never_wraps_around():

@@ -318,7 +318,7 @@ class CpuRenderer:
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
         cv2.remap(
-            self._front, self._full, None, cv2.INTER_LINEAR, dst=self._moving, borderMode=cv2.BORDER_REFLECT_101
+            self._front, self._full, None, cv2.INTER_LINEAR, dst=self._moving, borderMode=cv2.BORDER_REPLICATE
         )
         cv2.extractChannel(self._moving, 3, dst=self._through)
         shine(self._back, self._through, self._shining)

@@ -27,6 +27,11 @@ SEEN = 0.97
 FACE = (1.4, 1.7)
 #: What is less than this of the person, or more than one less this, is none or all: a faint veil would stay behind.
 VEIL = 0.06
+#: The mirror image of which a crown is made is drawn out so many times: what ends just below the edge does not end just
+#: above it once more.
+DRAWN_OUT = 3
+#: A head that nods is drawn out about so much above a picture's upper edge, and its crown is so much flatter.
+NODDING = 1.7
 
 
 @dataclass(frozen=True)
@@ -127,13 +132,51 @@ def shine(back: np.ndarray, through: np.ndarray, out: np.ndarray | None = None) 
 
 def beyond(front: np.ndarray, margin: int) -> np.ndarray:
     """The person (S, S, 4), as in Layers, with so many pixels more on each side: mirrored where the person reaches the
-    picture's edge, for a shoulder that moves inwards; nobody where the background does, for hair near the edge would be
-    mirrored there, and come down from above when its head nods."""
+    picture's edge, for a shoulder that moves inwards; nobody where the background reaches it, for hair near the edge
+    would be mirrored there, and come down from above when its head nods. A head that the upper edge cuts gets a crown,
+    for mirrored whole it would wear itself upside down."""
     around = [margin] * 4
     wide = cv2.copyMakeBorder(front, *around, cv2.BORDER_REFLECT_101)
     through = cv2.copyMakeBorder(front[..., 3], *around, cv2.BORDER_REPLICATE)
+    theirs = crown(front[..., 3] < 128, margin)
+    if theirs is not None:
+        wide[:margin] = wide[margin + np.arange(margin, 0, -1) // DRAWN_OUT]
+        above = np.rint(255 * (1 - theirs)).astype(np.uint8)
+        through[:margin] = np.maximum(through[:margin], np.pad(above, [(0, 0), (margin, margin)], mode="reflect"))
     inner = slice(margin, -margin)
     for side in ((slice(margin),), (slice(-margin, None),), (inner, slice(margin)), (inner, slice(-margin, None))):
         share = through[side][..., None].astype(np.float32) / 255
         wide[side] = np.rint(wide[side] * (1 - share) + np.array([0, 0, 0, 255], np.float32) * share)
     return wide
+
+
+def crown(person: np.ndarray, margin: int) -> np.ndarray | None:
+    """Where the person is (S, S) bool -> how much is theirs of what lies above the picture (margin, S), the row next to
+    it last: what leaves the picture there closes as a circle does whose chords are the widths at the edge and as deep
+    below it, and as wide again beyond a corner that it fills. None if all of the edge is theirs."""
+    size = person.shape[1]
+    y, x = NODDING * np.arange(margin, 0, -1)[:, None], np.arange(size)
+    theirs = np.zeros((margin, size), np.float32)
+    below = _runs(person[margin])
+    for left, right in _runs(person[0]):
+        if left == 0 and right == size:
+            return None
+        under = [run for run in below if run[0] < right and run[1] > left] or [(left, right)]
+        here, there = (_chord(low, high, size) for low, high in ((left, right), (under[0][0], under[-1][1])))
+        sink = max(0.0, (there[1] ** 2 - here[1] ** 2) / margin + margin)
+        half = np.sqrt(np.maximum(here[1] ** 2 - sink * y - y**2, 0))
+        off = np.abs(x + 0.5 - here[0] - (here[0] - there[0]) / margin * y)
+        theirs = np.maximum(theirs, off < half)
+    return cv2.blur(theirs, (3, 3))
+
+
+def _runs(row: np.ndarray) -> list[tuple[int, int]]:
+    """Where a row (n,) of bool is true: from and up to."""
+    turns = np.flatnonzero(np.diff(np.pad(row.astype(np.int8), 1)))
+    return list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
+
+
+def _chord(left: int, right: int, size: int) -> tuple[float, float]:
+    """The middle and half the width of a run in a row of so many pixels, as wide again beyond a corner it fills."""
+    left, right = left - right * (left == 0), right + (size - left) * (right == size)
+    return (left + right) / 2, (right - left) / 2

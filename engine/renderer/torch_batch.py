@@ -395,10 +395,8 @@ class _Company:
         points = _enlarged(moved.transpose(0, 1) * halves, self._size)  # (2, n, size, size)
         points[0] += store.axis
         points[1] += store.axis[:, None]
-        # beyond what is kept of a portrait it is mirrored, as on the processor, and never the next one shown
-        low, high = 0.5 * store.pixel, (tile - 0.5) * store.pixel
-        points.sub_(low).abs_().sub_(high - low).abs_().neg_().add_(high)
-        points.clamp_(low, high)
+        # beyond what is kept of a portrait is what lies at its edge, as on the processor, and never the next one
+        points.clamp_(0.5 * store.pixel, (tile - 0.5) * store.pixel)
         points += store.corners.index_select(1, places)[:, :, None, None]
         grid = points.view(2, -1, self._size).permute(1, 2, 0)[None]
         picked = F.grid_sample(store.atlas, grid, padding_mode="border", align_corners=False)
