@@ -56,9 +56,9 @@ class Backend(Protocol):
 
     name: str
 
-    def network(self, path: Path, threads: int, shared: bool = False) -> Network:
-        """What runs an ONNX file. threads: for each call, where it runs on the processor. shared: all heads call it
-        all the time, so their calls may run as one batch, if the file's batch axis is open."""
+    def network(self, path: Path, shared: bool = False) -> Network:
+        """What runs an ONNX file, on the processor in one thread. shared: all heads call it all the time, so their
+        calls may run as one batch, if the file's batch axis is open."""
         ...
 
     def renderer(self, portrait: PreparedPortrait, size: int) -> Renderer: ...
@@ -68,15 +68,13 @@ class Backend(Protocol):
         ...
 
 
-def make_session(path: Path, threads: int, cuda: bool = False) -> onnxruntime.InferenceSession:
-    """A session of ONNX Runtime. threads: on the processor. Raises BackendError if CUDA was asked for and is not used:
-    ONNX Runtime itself would go on without it."""
+def make_session(path: Path, cuda: bool = False) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime, of one thread on the processor, whose cores belong to encoders and other heads, too.
+    Raises BackendError if CUDA was asked for and is not used: ONNX Runtime itself would go on without it."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # its warnings are about its own optimiser
-    # idle threads must not spin: the cores belong to encoders and to other heads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not cuda:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     onnxruntime.set_default_logger_severity(4)  # it tells at length why it goes on without; we say it in a line
@@ -104,8 +102,8 @@ class CpuBackend:
     def __str__(self) -> str:
         return f"cpu; not cuda, since {self.note}" if self.note else "cpu"
 
-    def network(self, path: Path, threads: int, shared: bool = False) -> Network:
-        session = make_session(path, threads)
+    def network(self, path: Path, shared: bool = False) -> Network:
+        session = make_session(path)
         return lambda inputs: session.run(None, inputs)
 
     def renderer(self, portrait: PreparedPortrait, size: int) -> CpuRenderer:
@@ -133,8 +131,8 @@ class TorchBackend:
     def __str__(self) -> str:
         return f"{self.name}, {self._device_name}"
 
-    def network(self, path: Path, threads: int, shared: bool = False) -> Network:
-        session = make_session(path, threads, cuda=self.name == "cuda")
+    def network(self, path: Path, shared: bool = False) -> Network:
+        session = make_session(path, cuda=self.name == "cuda")
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             return session.run(None, inputs)
@@ -189,7 +187,7 @@ def use_cuda(probe: Path) -> TorchBackend:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did not find
         onnxruntime.preload_dlls()
     try:
-        session = make_session(probe, 1, cuda=True)
+        session = make_session(probe, cuda=True)
         _try(lambda inputs: session.run(None, inputs), session)
     except BackendError:
         raise

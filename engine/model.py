@@ -87,21 +87,19 @@ class Model:
     directory: Path
     config: dict
     arrays: dict[str, np.ndarray]
-    threads: int
     backend: Backend = field(default_factory=CpuBackend)
 
     @classmethod
-    def load(cls, directory: Path | None = None, threads: int = 1, backend: str | Backend = "cpu") -> "Model":
-        """Read a weights folder (by default that of the set that ships as such). threads: of ONNX Runtime on the
-        processor, for each call. backend: "cpu", "cuda", "auto" or one that is there already, see engine/backend.py.
-        Raises WeightsError, BackendError."""
+    def load(cls, directory: Path | None = None, backend: str | Backend = "cpu") -> "Model":
+        """Read a weights folder (by default that of the set that ships as such). backend: "cpu", "cuda", "auto" or one
+        that is there already, see engine/backend.py. Raises WeightsError, BackendError."""
         directory = directory or find_weights(DEFAULT_WEIGHTS)
         config = check_hashes(directory)
         with safe_open(directory / "weights.safetensors", "numpy") as file:
             arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
-        return cls(directory, config, arrays, threads, backend)
+        return cls(directory, config, arrays, backend)
 
     @property
     def licence(self) -> str:
@@ -109,7 +107,7 @@ class Model:
         return self.config.get("licence", "not stated")
 
     def _network(self, name: str, shared: bool = False) -> Network:
-        return self.backend.network(self.directory / name, self.threads, shared)
+        return self.backend.network(self.directory / name, shared)
 
     @cached_property
     def _encoder(self) -> Network:
@@ -122,7 +120,7 @@ class Model:
     @cached_property
     def _coefficients(self) -> Network:
         # on the processor, always: it takes 10 microseconds there, and a way to the device and back takes more
-        return CpuBackend().network(self.directory / "coefficients.onnx", self.threads)
+        return CpuBackend().network(self.directory / "coefficients.onnx")
 
     @cached_property
     def _speech(self) -> Network:

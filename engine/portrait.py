@@ -115,24 +115,19 @@ def load_portrait(source: str | Path | bytes, size: int = 512) -> Portrait:
     return Portrait(square, keypoints, name)
 
 
-def portrait_from_pixels(
-    pixels: np.ndarray, size: int = 512, keypoints: np.ndarray | None = None, source: str = "frame"
-) -> Portrait:
+def portrait_from_pixels(pixels: np.ndarray, size: int = 512) -> Portrait:
     """Take a square picture that is framed already, such as a frame of a training clip; only scale it.
 
-    pixels: (n, n, 3) uint8 RGB. keypoints: as in Portrait, if known; found in the picture if not.
-    Raises PortraitError if the picture is not of that shape, or shows no face, or one whose mouth is cut off.
+    pixels: (n, n, 3) uint8 RGB. Raises PortraitError if the picture is not of that shape, or shows no face, or one
+    whose mouth is cut off.
     """
     if pixels.dtype != np.uint8 or pixels.size == 0 or pixels.shape != (len(pixels), len(pixels), 3):
-        raise PortraitError(
-            f"{source}: a frame must be square RGB in bytes, not {pixels.shape} {pixels.dtype}; crop it first"
-        )
+        raise PortraitError(f"a frame must be square RGB in bytes, not {pixels.shape} {pixels.dtype}; crop it first")
+    keypoints = _keypoints(pixels)
     if keypoints is None:
-        keypoints = _keypoints(pixels)
-        if keypoints is None:
-            raise PortraitError(f"{source}: no face found in the frame; take another one")
-        _check_mouth(keypoints, source)
-    return Portrait(_resize(pixels, size, size), np.asarray(keypoints, np.float32), source)
+        raise PortraitError("no face found in the frame; take another one")
+    _check_mouth(keypoints, "frame")
+    return Portrait(_resize(pixels, size, size), keypoints, "frame")
 
 
 def _read(source: str | Path | bytes) -> tuple[bytes, str]:

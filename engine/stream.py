@@ -16,7 +16,7 @@ Rules of the voice:
   the oldest: what was said long ago is of no use, so the delay stays bounded.
 - With no voice the head hears silence and idles: same model, same motion, no seam.
 - An interrupt drops all voice that was not spoken yet and the motion made for it. Motion goes on from the latents that
-  the frame on display already needs, as if silence had followed, so there is no jump.
+  the frame on display needs, but for the last, which hardly weighs in it, as if silence had followed: there is no jump.
 """
 
 from collections import deque

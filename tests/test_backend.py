@@ -128,7 +128,7 @@ def test_a_provider_that_does_not_load_is_no_cuda(driver, monkeypatch, capfd):
     assert isinstance(backend, CpuBackend) and "ONNX Runtime" in backend.note
     assert capfd.readouterr() == ("", "")
     with pytest.raises(BackendError):
-        make_session(PROBE, 1, cuda=True)
+        make_session(PROBE, cuda=True)
 
 
 def test_where_all_works_cuda_is_taken(driver, monkeypatch):
@@ -136,7 +136,7 @@ def test_where_all_works_cuda_is_taken(driver, monkeypatch):
     pytest.importorskip("torch")
     real, session = engine.backend.TorchBackend, make_session
     monkeypatch.setattr(engine.backend, "TorchBackend", lambda device: real("cpu"))
-    monkeypatch.setattr(engine.backend, "make_session", lambda path, threads, cuda=False: session(path, threads))
+    monkeypatch.setattr(engine.backend, "make_session", lambda path, cuda=False: session(path))
     monkeypatch.setattr(engine.backend, "torch_with_cuda", lambda: True)
     for name in ("auto", "cuda"):
         model = Model.load(backend=name)

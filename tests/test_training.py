@@ -61,10 +61,13 @@ from engine.training.batches import (  # noqa: E402
     mouth_place,
     pick,
 )
+from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss  # noqa: E402
+from engine.training.landmarks import COUNT as LANDMARKS  # noqa: E402
+from engine.training.latents import load_renderer  # noqa: E402
 from engine.training.modes import LIP_PAIRS, POSE, POSE_UNIT, STABLE, Modes, fit_modes, rigid_fit  # noqa: E402
 from engine.training.painting import borrow  # noqa: E402
 from engine.training.phonemes import VOICES, Voice, synthesise  # noqa: E402
-from engine.training.prepare import LANDMARKS, MATTE, SIZE  # noqa: E402
+from engine.training.prepare import MATTE, SIZE  # noqa: E402
 
 LATENT = POSE + stage1.EXPRESSIONS
 
@@ -521,6 +524,21 @@ def test_a_tier_is_all_that_a_cache_is_made_of(tmp_path):
     assert [row["path"] for row in prepare.read_manifest(tmp_path)] == ["a.mp4", "b.mp4", "c.jpg"]
 
 
+def test_a_cache_is_joined_of_parts_some_of_them_empty(tmp_path):
+    (tmp_path / "modes.npz").touch()  # of what was prepared there before
+    for part, count in enumerate((2, 0, 1)):
+        for name, side in (("frames", SIZE * SIZE * 3), ("mattes", MATTE * MATTE)):
+            (tmp_path / f"{name}_{part}.u8").write_bytes(bytes([part]) * side * count)
+        np.save(tmp_path / f"landmarks_{part}.npy", np.full((count, LANDMARKS, 3), part, np.float32))
+        index = [{"path": f"{part}.mp4", "split": "train", "start": 0, "count": count}] * (count > 0)
+        (tmp_path / f"index_{part}.json").write_text(json.dumps(index))
+    prepare.join_parts(tmp_path, 3)
+    cache = Cache.open(tmp_path)
+    assert [(clip["start"], clip["count"]) for clip in cache.clips] == [(0, 2), (2, 1)]
+    assert cache.landmarks[:, 0, 0].tolist() == cache.frames[:, 0, 0, 0].tolist() == [0, 0, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"frames.u8", "mattes.u8", "landmarks.npy", "index.json"}
+
+
 def test_half_precision_only_where_the_processor_has_it(monkeypatch):
     for able in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
@@ -640,6 +658,58 @@ def test_a_run_of_stage1_can_start_from_the_weights_that_ship(cache_folder, mode
             assert torch.allclose(trained[part][name], shipped[f"renderer.{name}"].float(), atol=1e-3)
     with pytest.raises(InputError, match="this run has begun"):
         train_renderer(cache_folder, tmp_path, *begin)
+
+
+@pytest.mark.parametrize("part", ["encoder", "portrait"])
+def test_what_is_kept_stays_what_its_average_was(part, cache_folder, renderer_run, tmp_path):
+    """It is the average that ships, and that latents were read with."""
+    shutil.copy(renderer_run / "checkpoint.pt", tmp_path)
+    before = checkpoint(tmp_path)["average"]
+    train_renderer(cache_folder, tmp_path, "--steps", 6, f"--keep-{part}")
+    after = checkpoint(tmp_path)
+    assert after["step"] == 6
+    kept = [name for name in before if name.startswith(part)]
+    assert all(torch.equal(after["average"][name], before[name]) for name in kept)
+    assert all(torch.equal(after["model"][name], before[name]) for name in kept)
+    assert not same_state(after["average"], before)
+
+
+def test_a_batch_of_stills_alone_tells_the_adversary_nothing(cache, modes):
+    sampler = Sampler(cache, modes, cache.split("train"), 1)
+    still = next(clip for clip in sampler.clips if clip["count"] == 1)
+    batch = collate([sampler.draw(still, np.random.default_rng(0))]).on("cpu")
+    terms = stage1.losses(Renderer(), batch, torch.tensor([False]), None, True, Discriminator())
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert "adversary" not in terms
+
+
+def test_what_was_learned_is_read_from_runs_and_weights(renderer_run, latents_folder, tmp_path):
+    run, shipped = load_renderer(renderer_run), load_renderer(WEIGHTS["research"])
+    assert same_state(dict(run.state_dict()), checkpoint(renderer_run)["average"])
+    stored = load_file(WEIGHTS["research"] / "weights.safetensors")
+    assert all(torch.equal(value, stored[f"renderer.{n}"].float()) for n, value in shipped.state_dict().items())
+    assert np.array_equal(stage2.Normaliser.load(WEIGHTS["research"]).within, stored["runtime.within"].numpy())
+    for load in (load_renderer, stage2.Normaliser.load, lambda at: stage2.load_motion(at, MotionShape())):
+        with pytest.raises(InputError, match=str(tmp_path)):
+            load(tmp_path)
+    with pytest.raises(InputError, match="no speech there of this shape"):
+        stage2.load_speech(renderer_run, MotionShape())
+
+
+def test_a_run_may_begin_with_another(renderer_run, cache_folder, tmp_path):
+    train_renderer(cache_folder, tmp_path, "--from", renderer_run, "--start", 1, "--minutes", 1.5 / 60)
+    begun, before = checkpoint(tmp_path)["average"], checkpoint(renderer_run)["average"]
+    assert all(torch.allclose(begun[name], value, atol=1e-3) for name, value in before.items())
+
+
+def test_without_clips_to_learn_from_or_judge_by_nothing_is_begun(cache, latents_folder):
+    alone = replace(cache, clips=[clip for clip in cache.clips if clip["split"] == "train"])
+    assert alone.split("train")
+    with pytest.raises(InputError, match="nothing of val"):
+        alone.split("val")
+    corpus = stage2.Corpus.open(latents_folder)
+    with pytest.raises(InputError, match="no clip of val"):
+        replace(corpus, clips=corpus.split("train")).split("val")
 
 
 def test_where_mouths_and_eyes_are_is_learned_apart(cache_folder, modes, renderer_run, tmp_path, monkeypatch):
@@ -1176,6 +1246,14 @@ def test_the_teacher_hears_sound_files_and_readings_without_any_film(tmp_path, m
     assert len(heard[2][2]) == pytest.approx(1600, abs=40)
 
 
+def test_a_teacher_without_anything_to_hear_is_refused(tmp_path):
+    parser = argparse.ArgumentParser()
+    teacher.add_arguments(parser)
+    with pytest.raises(InputError, match="nothing to hear"):
+        teacher.run(parser.parse_args(["--output", str(tmp_path / "lessons")]))
+    assert not (tmp_path / "lessons").exists()
+
+
 def test_the_teacher_hears_pieces_with_pauses_between():
     rng = np.random.default_rng(0)
     lengths = [5.0, 12.0, 12.0, 70.0, 0.3, 2.0]
@@ -1467,8 +1545,6 @@ def test_copies_of_latents_turn_and_share_their_clips_sound(latents_folder, cach
 
 
 def test_the_discriminator_learns_to_tell_blur_from_detail():
-    from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
-
     generator = torch.Generator().manual_seed(0)
     true = torch.rand(16, 3, 72, 72, generator=generator) * 0.3 + 0.4
     made = torch.nn.functional.avg_pool2d(true, 5, 1, 2, count_include_pad=False)

@@ -96,7 +96,7 @@ class MotionState:
 class MotionGenerator:
     """Makes the latents of one stream. centre, total, within (D,): how the network's inputs are normalised (see
     training/stage2.py, Normaliser); swing (D,): what one unit of its output is worth (within, corrected for how much
-    less the sampler moves than it is asked to, see training/export.py, calibrate)."""
+    less the sampler moves than it is asked to, and than people do, see training/export.py, calibrate and widen)."""
 
     denoiser: Denoiser
     listener: Listener

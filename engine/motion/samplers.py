@@ -25,14 +25,3 @@ def euler(velocity: Velocity, noise: np.ndarray, steps: int) -> np.ndarray:
         x = x + np.float32(then - now) * velocity(x, now)
     return x
 
-
-def heun(velocity: Velocity, noise: np.ndarray, steps: int) -> np.ndarray:
-    """Heun's second-order method (Karras et al. 2022, algorithm 1), two evaluations a step but for the last."""
-    x, levels = noise, times(steps)
-    for now, then in pairwise(levels):
-        slope = velocity(x, now)
-        ahead = x + np.float32(then - now) * slope
-        if then > 0:
-            ahead = x + np.float32(then - now) * 0.5 * (slope + velocity(ahead, then))
-        x = ahead
-    return x

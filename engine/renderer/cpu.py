@@ -5,7 +5,7 @@ the frame: displacements are smooth, so only the last look-up, the portrait's ow
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
@@ -290,16 +290,7 @@ class CpuRenderer:
         self._mixed = np.empty(widest, np.float32)
         self._carried = np.empty(CANVAS * CANVAS * 4, np.float32)
         self._enlarged = np.empty((3, size * size * 3), np.float32)
-        counts = portrait.counts
-        sizes = (
-            counts.head,
-            counts.face,
-            counts.mouth_flow,
-            counts.mouth_texture,
-            counts.eyes_flow,
-            counts.eyes_texture,
-        )
-        self._splits = np.cumsum(sizes)
+        self._splits = np.cumsum(astuple(portrait.counts))
         self._covered = (
             min(p.top for p in patches), min(p.left for p in patches),
             max(p.top + p.height for p in patches), max(p.left + p.width for p in patches),

@@ -1,6 +1,6 @@
 """Stage 1 in torch: motion encoder, portrait network and coefficients (training and export only).
 
-The renderer is a motion basis (DESIGN, "Stage 1"). A portrait is turned once into fields; a frame is then
+The renderer is a motion basis. A portrait is turned once into fields; a frame is then
 `c = h(z) - h(z_portrait)` and, for an output point x,
 
     y = x + sum_k c_k H_k(x)                  the head moves           (fields over the picture, 32 x 32)
@@ -31,7 +31,6 @@ from engine.renderer import lids, lips
 from engine.renderer.cpu import GAUGES, WIDEST
 from engine.renderer.inside import INSIDE, apart, uncovered
 
-PICTURE = 128  # side of the picture that the portrait network and the encoder see
 MOUTH = 96  # side of the mouth patch
 EYES = (48, 96)  # height and width of the eyes patch
 HEAD_FIELD = 32
@@ -99,7 +98,7 @@ class MotionEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with skips; `side(i)` heads can be read at any decoder level."""
+    """Encoder and decoder with skips."""
 
     def __init__(self, inputs: int, widths: tuple[int, ...]):
         super().__init__()

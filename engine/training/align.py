@@ -60,18 +60,19 @@ def made_lips(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
-    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech`, or `motion`")
-    parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`")
+    parser.add_argument("--speech", type=Path, required=True, help="run folder of `ifmdm train speech` or "
+                        "`motion`, or weights")  # fmt: skip
+    parser.add_argument("--motion", type=Path, required=True, help="run folder of `ifmdm train motion`, or "
+                        "weights")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     corpus = Corpus.open(args.latents)
     clips = corpus.split("train")
-    normaliser = Normaliser.load(args.motion)
     shape = MotionShape(latent=corpus.latents.shape[1])
     care = torch.from_numpy(np.load(args.latents / "care.npy"))
     model = load_motion(args.motion, shape)
-    sampler = WindowSampler(corpus, clips, normaliser, shape)
+    sampler = WindowSampler(corpus, clips, Normaliser.load(args.motion), shape)
     series = made_lips(sampler, clips, load_speech(args.speech, shape), model, care[:, shape.latent])
     by_source: dict[str, list[float | None]] = {}
     for clip, (real, made) in zip(clips, series, strict=True):

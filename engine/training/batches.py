@@ -43,7 +43,8 @@ PARTED = 0.12
 
 
 def keypoints_of(landmarks: np.ndarray) -> np.ndarray:
-    """(478, 2+) landmarks -> (5, 2) keypoints as YuNet gives them: eyes' centres, nose tip, mouth corners."""
+    """(478, 2+) landmarks -> (5, 2) keypoints in YuNet's order, where landmarks place them: eyes' centres, nose tip,
+    mouth corners."""
     points = landmarks[:, :2]
     return np.stack([points[[33, 133]].mean(0), points[[263, 362]].mean(0), points[1], points[61], points[291]])
 
@@ -76,8 +77,12 @@ class Cache:
         return cls(frames, landmarks, mattes, json.loads((folder / "index.json").read_text()))
 
     def split(self, name: str) -> list[dict]:
-        chosen = [clip for clip in self.clips if clip["split"] == name]
-        return [clip for clip in chosen if not held_out(clip["path"])]
+        """Clips and stills of "train" or "val", but for those held out. Raises InputError where there are none."""
+        chosen = [clip for clip in self.clips if clip["split"] == name and not held_out(clip["path"])]
+        if not chosen:
+            raise InputError(f"nothing of {name} in this cache; training learns from what is of train and is judged by "
+                             "what is of val")  # fmt: skip
+        return chosen
 
     def landmarks_of(self, clip: dict) -> np.ndarray:
         return self.landmarks[clip["start"] : clip["start"] + clip["count"]]

@@ -42,7 +42,7 @@ class Run:
             run = cls(folder, model, optimiser, state["average"], state["step"])
         except (LookupError, RuntimeError, TypeError, ValueError) as fault:
             raise InputError(f"{folder / FILE}: of another model than this one; give another --run folder") from fault
-        print(f"resumed at step {run.step}", flush=True)
+        print(f"{folder}: resumed at step {run.step}", flush=True)
         return run
 
     def save(self) -> None:
@@ -58,6 +58,13 @@ class Run:
         self.step += 1
         follow(self.average, self.model, 1 - min(decay, (1 + self.step) / (10 + self.step)))
         return self.step
+
+    def settle(self, part: str) -> None:
+        """Make a part of the model that learns no more what its average is: the better of the two, and the one that
+        latents are read with and that ships. It would follow the model elsewhere otherwise."""
+        prefix = part + "."
+        state = {name.removeprefix(prefix): v for name, v in self.average.items() if name.startswith(prefix)}
+        self.model.get_submodule(part).load_state_dict(state)
 
     def report(self, figures: dict[str, float]) -> None:
         """Print the figures of held-out clips at this step, and keep them."""
@@ -117,17 +124,35 @@ def append(path: Path, line: dict) -> None:
         log.write(json.dumps(line) + "\n")
 
 
+def learned(folder: Path, part: str) -> dict[str, Tensor]:
+    """Parameters of one part ("renderer", "motion", "speech") that a run has learned, in their average, or that a
+    weights folder ships, in float16. Raises InputError where there are none."""
+    if (folder / "weights.safetensors").is_file():
+        return shipped_part(folder, part)
+    average, prefix = read(folder)["average"], part + "."
+    own = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+    return own or average  # a run of stage 1 is of the renderer alone
+
+
+def load_learned(model: nn.Module, folder: Path, part: str) -> None:
+    """Give a model all that `learned` finds. Raises InputError where that is another model's."""
+    try:
+        model.load_state_dict(learned(folder, part))
+    except RuntimeError as fault:
+        raise InputError(f"{folder}: no {part} there of this shape; give weights or a run that have it") from fault
+
+
 def start_from_weights(model: nn.Module, run: Path, weights: Path, part: str) -> None:
-    """Give the model of a new run the parameters that a weights folder ships for its part ("renderer", "motion"),
-    widened from float16 to the model's own type. What the file lacks or has in another shape stays as it was
-    initialised, and is named in one printed line (beyond the first NAMED counted). Only names and shapes count: the
-    weights may be of another version than this program's. Raises InputError, and so where the run has begun already."""
+    """Give the model of a new run what `learned` finds in a weights folder or another run for its part, in the model's
+    own type. What is not there, or has another shape, stays as it was initialised, and is named in one printed line
+    (beyond the first NAMED counted). Only names and shapes count: the weights may be of another version than this
+    program's. Raises InputError, and so where the run has begun already."""
     if (run / FILE).is_file():
         raise InputError(f"{run / FILE}: this run has begun; leave out --from to resume it, or give another --run")
-    own, shipped = model.state_dict(), shipped_part(weights, part)
+    own, shipped = model.state_dict(), learned(weights, part)
     fitting = {name: value for name, value in shipped.items() if name in own and value.shape == own[name].shape}
     if not fitting:
-        raise InputError(f"{weights}: nothing there fits the {part}; give a folder made by `ifmdm train export`")
+        raise InputError(f"{weights}: nothing there fits the {part}; give weights or a run that have one")
     model.load_state_dict(own | fitting)
     fresh = [name for name in own if name not in fitting]
     some = ", ".join(fresh[:NAMED]) + (f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else "")

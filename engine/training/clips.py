@@ -97,7 +97,7 @@ def read_frames(path: Path, limit: int) -> list[np.ndarray]:
             if not container.streams.video:
                 raise ClipError(f"{path}: no video in it")
             for frame in container.decode(video=0):
-                time = frame.time if frame.time is not None else (before[0] + gap if before else 0.0)
+                time = frame.time if frame.time is not None else (start + before[0] + gap if before else 0.0)
                 if before is None:
                     start = time
                 time -= start

@@ -17,20 +17,20 @@ ECHO_SECONDS, ECHO_SHARE = 0.5, 1.0
 OPUS_BITS = 8_000
 
 
-def noisy(samples: np.ndarray, seed: int = 0) -> np.ndarray:
+def noisy(samples: np.ndarray) -> np.ndarray:
     """White noise, 10 dB under the mean power of what is louder than a hundredth of the peak."""
     loud = samples[np.abs(samples) > 0.01 * np.abs(samples).max(initial=0)]
     if not len(loud):
         return samples
     power = np.square(loud, dtype=np.float64).mean() / 10 ** (SIGNAL_TO_NOISE_DB / 10)
-    noise = np.random.default_rng(seed).normal(0, np.sqrt(power), len(samples))
+    noise = np.random.default_rng(0).normal(0, np.sqrt(power), len(samples))
     return (samples + noise).astype(np.float32)
 
 
-def echoing(samples: np.ndarray, seed: int = 0) -> np.ndarray:
+def echoing(samples: np.ndarray) -> np.ndarray:
     """The direct sound and as much energy again of a room: decaying noise from 5 ms on, at the power that came in."""
     times = np.arange(round(ECHO_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
-    room = np.random.default_rng(seed).normal(0, 1, len(times)) * 10 ** (-3 * times / ECHO_SECONDS)
+    room = np.random.default_rng(0).normal(0, 1, len(times)) * 10 ** (-3 * times / ECHO_SECONDS)
     room[times < 0.005] = 0
     room *= np.sqrt(ECHO_SHARE / np.square(room).sum())
     room[0] = 1

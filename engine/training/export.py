@@ -39,7 +39,7 @@ from engine.training.latents import load_renderer
 from engine.training.modes import POSE, POSE_UNIT
 from engine.training.prepare import SIZE
 from engine.training.stage1 import crop, halve
-from engine.training.stage2 import Corpus, load_motion, load_speech
+from engine.training.stage2 import Corpus, Normaliser, load_motion, load_speech
 
 
 class EncoderGraph(nn.Module):
@@ -336,7 +336,7 @@ def export(
 UNLICENSED = "not stated"
 #: A clip in which the gauge rises by this much above its median holds a blink.
 BLINKS = 0.6
-#: At 1.07, landmarks see mouths that speak swing 1.04 times as widely as the real ones, and jitter is 1.28 of theirs.
+#: So landmarks see mouths that speak swing about as widely as real ones; at 1.07 jitter was more (MODEL_CARD.md).
 OPENING = 0.97
 #: More than this makes jitter of a head's motion; what moves too much is calmed by no more than that.
 WIDEST, NARROWEST = 1.55, 0.85
@@ -433,9 +433,15 @@ def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path, licenc
     """Export a renderer with all else as a weights folder has it. Raises InputError where its encoder is another one:
     then latents mean something else, and stage 2 must learn them."""
     shipped = shipped_part(weights, "renderer")
-    for name, value in renderer.encoder.state_dict().items():
-        if not torch.equal(value.half(), shipped[f"encoder.{name}"]):
-            raise InputError(f"{weights}: its encoder is not the renderer's; train motion on the new one's latents")
+
+    def kept(part: str) -> bool:
+        state = renderer.get_submodule(part).state_dict()
+        return all(torch.equal(value.half(), shipped[f"{part}.{name}"]) for name, value in state.items())
+
+    if not kept("encoder"):
+        raise InputError(f"{weights}: its encoder is not the renderer's; train motion on the new one's latents")
+    if not kept("coefficients.gauges"):
+        print("note: the gauges are other ones; how lips part and lids close in film stays as the old ones read it")
     shape = MotionShape(latent=renderer.shape.latent)
     motion = MotionTransformer(shape).eval()
     motion.load_state_dict(shipped_part(weights, "motion"))
@@ -455,8 +461,7 @@ def _made(renderer: Renderer, steps: int, args: argparse.Namespace) -> None:
     corpus = Corpus.open(args.latents)
     shape = MotionShape(latent=renderer.shape.latent)
     speech, motion = load_speech(args.speech, shape), load_motion(args.motion, shape)
-    with np.load(args.motion / "normaliser.npz", allow_pickle=False) as data:
-        normaliser = {name: data[name] for name in ("centre", "total", "within")}
+    normaliser = vars(Normaliser.load(args.motion))
     arrays = runtime_arrays(corpus, np.load(args.latents / "care.npy"), normaliser, Poses.of(corpus, args.cache))
     arrays["runtime.blinks"] = np.array([args.blinks], np.float32)
     clips = [(clip["identity"], corpus.latents_of(clip)) for clip in corpus.split("train") if not clip.get("turned")]

@@ -87,13 +87,13 @@ def shoot(cache: Cache, modes: Modes, still: dict, frames: int, seed: int) -> Cl
     return film(picture, np.array(cache.mattes[still["start"]]), points, carried)
 
 
-def film_stills(folder: Path, each: int, frames: int = 10, seed: int = 0) -> int:
+def film_stills(folder: Path, each: int, frames: int = 10) -> int:
     """Add `each` clips of `frames` frames of every still of a prepared cache to it. Returns how many there are now."""
     cache = Cache.open(folder)
     modes = fit_modes([cache.landmarks_of(clip) for clip in cache.split("train") if clip["count"] > 3], 1)
     stills = [clip for clip in cache.split("train") if clip["count"] == 1]
     landmarks, index, start = [cache.landmarks], list(cache.clips), len(cache.landmarks)
-    jobs = [(still, seed * each + take) for still in stills for take in range(each)]
+    jobs = [(still, take) for still in stills for take in range(each)]
     with (
         (folder / "frames.u8").open("ab") as pixels,
         (folder / "mattes.u8").open("ab") as mattes,

@@ -15,14 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from engine.training.modes import EYE_OUTLINES, LIPS, STABLE, rigid_fit
+from engine.training.modes import EYE_OUTLINES, LIP_PAIRS, LIPS, STABLE, rigid_fit
 
 COUNT = 478
 #: One picture -> landmarks (478, 3), or None where no face is found.
 Landmarker = Callable[[np.ndarray], np.ndarray | None]
 
-#: Inner lips, upper and lower, at the middle and to both sides of it.
-_INNER_LIPS = ((82, 13, 312), (87, 14, 317))
 _EYE_CORNERS = (33, 133, 362, 263)
 _BELOW_NOSE = 2
 #: Corners and two pairs of lids of each eye: the points of the eye aspect ratio (Soukupova and Cech 2016).
@@ -146,7 +144,7 @@ def mouth_opening(points: np.ndarray) -> np.ndarray:
     that speech does not move, in each frame, so that coming nearer is not opening the mouth.
     """
     flat = points[..., :2]
-    upper, lower = (flat[:, list(side)] for side in _INNER_LIPS)
+    upper, lower = (flat[:, list(side[1:4])] for side in LIP_PAIRS)
     gap = np.linalg.norm(lower - upper, axis=-1).mean(1)
     scale = np.linalg.norm(flat[:, list(_EYE_CORNERS)].mean(1) - flat[:, _BELOW_NOSE], axis=-1)
     return gap / np.maximum(scale, 1e-6)

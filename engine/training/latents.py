@@ -21,6 +21,7 @@ from engine.motion.timing import LATENT_RATE
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.network import Renderer, away, mix, sample
 from engine.training.batches import Cache, Sampler, collate, keypoints_of
+from engine.training.checkpoint import load_learned
 from engine.training.encoder import distances
 from engine.training.precision import half
 from engine.training.prepare import SIZE
@@ -30,12 +31,11 @@ from engine.training.stage1 import encode, grid_points, load_modes, portrait_fie
 DAMAGED = ("grid/s1_bbizzn.mp4", "grid/s1_brwa4p.mp4", "grid/s1_lgbf8n.mp4")
 
 
-def load_renderer(run: Path, device: str = "cpu") -> Renderer:
-    """The averaged weights of a stage 1 run."""
-    state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
-    model = Renderer().to(device)
-    model.load_state_dict(state["average"])
-    return model.eval()
+def load_renderer(folder: Path, device: str = "cpu") -> Renderer:
+    """The renderer of a run of stage 1, or of a weights folder. Raises InputError."""
+    model = Renderer().to(device).eval()
+    load_learned(model, folder, "renderer")
+    return model
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for frame in container.decode(video=0):
             first_video = frame.time if first_video is None else first_video
             picture = frame.to_ndarray(format="rgb24")
-            if picture.shape[0] != SIZE:
+            if picture.shape[:2] != (SIZE, SIZE):
                 picture = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
             frames.append(picture)
     with av.open(str(path)) as container:
@@ -133,7 +133,7 @@ def watched(cache: Cache, clips: list[dict], latents: list[np.ndarray]) -> np.nd
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
-    parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`")
+    parser.add_argument("--renderer", type=Path, required=True, help="run folder of `ifmdm train renderer`, or weights")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 

@@ -2,7 +2,7 @@
 
 A face's 478 landmarks are taken apart into a rigid pose against a canonical head (Umeyama 1991) and an expression
 (coefficients of the principal components of what is left, within clips). Stage 1 starts by regressing these numbers
-and then lets go of them (DESIGN, "bootstrap, then let go"): what ships is whatever the pictures made of them.
+and then lets go of them: what ships is whatever the pictures made of them.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+FILE = "modes.npz"  # in a cache's folder
 POSE = 6  # yaw, pitch, roll (radians), x, y (fractions of the picture), log scale
 #: What one unit of latent means at the start, so that all of them vary by a few tenths.
 POSE_UNIT = np.array([0.25, 0.25, 0.25, 0.1, 0.1, 0.15], np.float32)
@@ -27,10 +28,7 @@ EYE_OUTLINES = (
 )
 #: Landmarks of the inner lips, upper and lower ones that meet, the middle in the middle.
 LIP_PAIRS = ((81, 82, 13, 312, 311), (178, 87, 14, 317, 402))
-EYELIDS = [
-    33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173,
-    263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398,
-]  # fmt: skip
+EYELIDS = [*EYE_OUTLINES[0], *EYE_OUTLINES[1]]
 IRISES = list(range(468, 478))
 #: Points that expressions hardly move: brow ridge, nose bridge, temples, outer cheeks.
 STABLE = [

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import InputError
+from engine.training import modes
+from engine.training.landmarks import COUNT
 
 SIZE = 256
 MATTE = 128
-LANDMARKS = 478
 #: Frames taken of a clip, evenly spaced: short clips have little to show, long ones vary more.
 FRAMES_PER_CLIP = {"lrc_ar": 10, "grid": 12, "talkvid": 32, "vasa1": 64, "liveportrait": 48}
 FRAMES_OTHERWISE = 24
@@ -68,7 +69,9 @@ def _prepare_part(data: Path, tier: str, cache: Path, part: int, parts: int) -> 
                 if not found:
                     continue
                 landmarks.append(np.array([[p.x, p.y, p.z] for p in found[0].landmark], np.float32))
-                small = cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) if len(frame) != SIZE else frame
+                small = frame
+                if frame.shape[:2] != (SIZE, SIZE):
+                    small = cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
                 pixels.write(np.ascontiguousarray(small).tobytes())
                 matte = person.process(small).segmentation_mask
                 matte = cv2.resize(matte, (MATTE, MATTE), interpolation=cv2.INTER_AREA)
@@ -79,12 +82,13 @@ def _prepare_part(data: Path, tier: str, cache: Path, part: int, parts: int) -> 
                 start += len(kept)
             if number % 100 == 0:
                 print(f"part {part + 1}/{parts}: {number}/{len(rows)} files, {start} frames", flush=True)
-    np.save(cache / f"landmarks_{part}.npy", np.stack(landmarks))
+    np.save(cache / f"landmarks_{part}.npy", np.array(landmarks, np.float32).reshape(-1, COUNT, 3))
     (cache / f"index_{part}.json").write_text(json.dumps(index))
 
 
 def join_parts(cache: Path, parts: int) -> None:
-    """Concatenate what the workers wrote into one cache, and drop the parts."""
+    """Concatenate what the workers wrote into one cache, and drop the parts, and the modes of what was there before."""
+    (cache / modes.FILE).unlink(missing_ok=True)
     index, landmarks, start = [], [], 0
     with (cache / "frames.u8").open("wb") as frames, (cache / "mattes.u8").open("wb") as mattes:
         for part in range(parts):

@@ -2,7 +2,7 @@
 
 Self-supervised: the motion of a target frame, read by the encoder, must move the clip's portrait into that frame. The
 bootstrap gives the first latents and flows a direction (landmarks' modes and displacements), then fades to nothing and
-the pictures alone judge (DESIGN, "Bootstrap, then let go").
+the pictures alone judge.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from engine.training.ahead import ahead
 from engine.training.batches import EYES_RASTER, MOUTH_RASTER, Batch, Cache, Sampler, collate
 from engine.training.checkpoint import Run, append, set_rate, start_from_weights
 from engine.training.discriminator import Discriminator, adversarial_loss, discriminator_loss
-from engine.training.modes import EYELIDS, LIP_PAIRS, LIPS, POSE, Modes, fit_modes
+from engine.training.modes import EYELIDS, FILE, LIP_PAIRS, LIPS, POSE, Modes, fit_modes
 from engine.training.perceptual import Perceptual
 from engine.training.precision import half
 
@@ -237,11 +237,11 @@ def losses(
             with autocast:
                 distance = perceptual(ours[some], true[some])
             out["perceptual"] = (distance * real[some]).sum() * PERCEPTUAL_EVERY
-        if name == "mouth" and discriminator is not None:
-            some = real > 0
+        people = real > 0
+        if name == "mouth" and discriminator is not None and people.any():  # a batch may be of stills alone
             with autocast:
-                seen, far = adversarial_loss(discriminator, true[some], ours[some])
-                out["discriminator"] = discriminator_loss(discriminator, true[some], ours[some])
+                seen, far = adversarial_loss(discriminator, true[people], ours[people])
+                out["discriminator"] = discriminator_loss(discriminator, true[people], ours[people])
             out["adversary"] = seen * _share(seen, WEIGHTS["mouth"] * out["mouth"], ours)
             out["features"] = far
 
@@ -339,8 +339,9 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
             still = sample(portrait[:1], points[:1]).view(192, 192, 3)
             rows.append(torch.cat([still, true[0], ours[0], true[1], ours[1]], 1).clamp(0, 1).cpu().numpy())
     if sheet is not None:
-        column = len(rows) // 2
-        picture = np.concatenate([np.concatenate(rows[:column]), np.concatenate(rows[column : 2 * column])], 1)
+        column = max(1, len(rows) // 2)
+        columns = [np.concatenate(rows[at : at + column]) for at in range(0, 2 * column, column) if rows[at:]]
+        picture = np.concatenate(columns, 1)
         cv2.imwrite(str(sheet), (picture[..., ::-1] * 255).round().astype(np.uint8))
     model.train()
     return {f"{name}_ratio": sums[name] / copies[name] for name in sums}
@@ -348,7 +349,7 @@ def validate(model: Renderer, sampler: Sampler, clips: list[dict], sheet: Path |
 
 def load_modes(cache: Cache, folder: Path) -> Modes:
     """Motion modes of the cache's training clips, fitted once."""
-    path = folder / "modes.npz"
+    path = folder / FILE
     if not path.is_file():
         clips = [cache.landmarks_of(clip) for clip in cache.split("train") if clip["count"] > 3]
         fit_modes(clips, EXPRESSIONS).save(path)
@@ -380,7 +381,7 @@ def open_adversary(folder: Path, device: str) -> Run:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log, sheets")
-    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights, or another run, that a new run starts from")
     parser.add_argument("--steps", type=int, default=4000, help="length of the whole schedule")
     parser.add_argument("--start", type=int, default=0, help="step that a new run begins with (with --from: past a "
                         "quarter of the bootstrap, or latents come from landmarks again)")  # fmt: skip
@@ -410,7 +411,8 @@ def run(args: argparse.Namespace) -> int:
     args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
-    state, adversary = open_run(args.run, args.device, args.weights), open_adversary(args.run, args.device)
+    state = open_run(args.run, args.device, args.weights)
+    adversary = open_adversary(args.run, args.device) if args.adversary_from < args.steps else None
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step
     for apart in (model.portrait.place, model.portrait.sight, model.portrait.lips, model.coefficients.gauges):
@@ -418,15 +420,26 @@ def run(args: argparse.Namespace) -> int:
     train = Sampler(cache, modes, cache.split("train"), args.targets)
     held = Sampler(cache, modes, cache.split("val"), args.targets, augment=False, stills=False)
     held_clips = spread(cache.split("val"), VALIDATION_CLIPS)
+    if not held_clips:
+        raise InputError(f"{args.cache}: no clip of val that moves, to judge by; prepare one")
     perceptual = Perceptual().to(args.device) if args.perceptual_from < args.steps else None
     config = {"arguments": vars(args), "schedule": asdict(schedule), "shape": asdict(model.shape)}
     (args.run / "config.json").write_text(json.dumps(config, indent=1, default=str))
+
+    def save() -> None:
+        state.save()
+        if adversary is not None:
+            adversary.save()
 
     def check() -> None:
         judge = Renderer(model.shape).to(args.device)
         judge.load_state_dict(average)
         state.report(validate(judge, held, held_clips, args.run / f"sheet_{step:06d}.png"))
 
+    if args.keep_encoder or schedule.frozen(step):
+        state.settle("encoder")
+    if args.keep_portrait:
+        state.settle("portrait")
     started, totals, since = time.monotonic(), {}, 0
     for batch in ahead(partial(train.batch, args.batch, args.seed), range(step, args.steps), args.workers):
         if time.monotonic() - started >= args.minutes * 60:
@@ -434,14 +447,12 @@ def run(args: argparse.Namespace) -> int:
         batch = batch.on(args.device)
         torch.manual_seed(args.seed * 1_000_003 + step)
         if step > 0 and schedule.frozen(step) and not schedule.frozen(step - 1):
-            prefix = "encoder."  # the averaged encoder is the better one, and the one stage 2 will use
-            chosen = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
-            model.encoder.load_state_dict(chosen)
+            state.settle("encoder")
         set_rate(optimiser, schedule.learning_rate(step))
         teacher = torch.rand(args.batch, device=args.device) < schedule.teacher(step)
         judge = perceptual if step >= args.perceptual_from else None
         learns = not (args.keep_encoder or schedule.frozen(step))
-        fought = adversary.model if step >= args.adversary_from else None
+        fought = adversary.model if adversary is not None and step >= args.adversary_from else None
         terms = losses(model, batch, teacher, judge, learns, fought, not args.keep_portrait)
         weights = WEIGHTS | {k: v * schedule.landmarks(step) for k, v in LANDMARK_WEIGHTS.items()}
         weights["latent"] *= schedule.tied(step)
@@ -449,7 +460,8 @@ def run(args: argparse.Namespace) -> int:
         weights["adversary"] *= float(np.clip((step - args.adversary_from) / ADVERSARY_WARMUP, 0, 1))
         loss = sum(weights[name] * value for name, value in terms.items())
         optimiser.zero_grad(set_to_none=True)
-        adversary.optimiser.zero_grad(set_to_none=True)
+        if fought is not None:
+            adversary.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -469,11 +481,10 @@ def run(args: argparse.Namespace) -> int:
             append(args.run / "train.jsonl", {"step": step} | means)
             totals, since = {}, 0
         if step % 100 == 0:
-            state.save()
-            adversary.save()
+            save()
         if step % 200 == 0:
             check()
-    state.save()
-    adversary.save()
-    check()
+    save()
+    if step % 200:  # the end, or no more time
+        check()
     return 0

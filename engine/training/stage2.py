@@ -24,7 +24,7 @@ from engine.features import FFT, HOP, LATENT_HOP, WINDOW, hann, mel_filters
 from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
 from engine.training import readings
 from engine.training.ahead import ahead
-from engine.training.checkpoint import Run, cosine_rate, read, set_rate, shipped_part, start_from_weights
+from engine.training.checkpoint import Run, cosine_rate, load_learned, set_rate, shipped_part, start_from_weights
 from engine.training.microphones import augment
 from engine.training.precision import half
 from engine.training.readings import Reading
@@ -65,7 +65,12 @@ class Corpus:
         )
 
     def split(self, name: str) -> list[dict]:
-        return [c for c in self.clips if c["split"] == name and c["count"] >= 20]
+        """Clips of "train" or "val" that last 20 latents. Raises InputError where there are none."""
+        clips = [clip for clip in self.clips if clip["split"] == name and clip["count"] >= 20]
+        if not clips:
+            raise InputError(f"no clip of {name} among the latents that lasts 0.8 s; training learns from those of "
+                             "train and is judged by those of val")  # fmt: skip
+        return clips
 
     def latents_of(self, clip: dict) -> np.ndarray:
         return self.latents[clip["start"] : clip["start"] + clip["count"]]
@@ -94,10 +99,15 @@ class Normaliser:
         return cls(every.mean(0), every.std(0), np.maximum(inside.std(0), 1e-4))
 
     @classmethod
-    def load(cls, run: Path) -> "Normaliser":
-        """That of a run of `ifmdm train motion`."""
-        with np.load(run / "normaliser.npz", allow_pickle=False) as data:
-            return cls(*(data[name] for name in ("centre", "total", "within")))
+    def load(cls, folder: Path) -> "Normaliser":
+        """That of a run of `ifmdm train motion`, or of a weights folder. Raises InputError."""
+        if (folder / "weights.safetensors").is_file():
+            known = {name: array.numpy() for name, array in shipped_part(folder, "runtime").items()}
+        elif (folder / "normaliser.npz").is_file():
+            known = np.load(folder / "normaliser.npz", allow_pickle=False)
+        else:
+            raise InputError(f"{folder}: no run of `ifmdm train motion` that was begun, and no weights")
+        return cls(*(known[name] for name in ("centre", "total", "within")))
 
     def statistics(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
         """Mean and deviation (D,) of a clip's latents -> the condition (2 D,)."""
@@ -402,10 +412,7 @@ class Elder:
         """That of a weights folder, which does not learn. Raises InputError."""
         speaker = Speaker(MotionTransformer(shape), SpeechEncoder(shape.speech)).to(care.device)
         for part in ("motion", "speech"):
-            try:
-                getattr(speaker, part).load_state_dict(shipped_part(weights, part))
-            except RuntimeError as fault:
-                raise InputError(f"{weights}: no {part} there of this shape; give weights like those to be") from fault
+            load_learned(getattr(speaker, part), weights, part)
         watched_there = torch.from_numpy(watched(care.cpu().numpy())).to(care.device)
         return cls(speaker.eval().requires_grad_(False), watched_there)
 
@@ -417,24 +424,19 @@ class Elder:
             return self.speaker.motion(mixed, level, past, present, speech, hears, statistics, knows).float()
 
 
-def load_motion(run: Path, shape: MotionShape) -> MotionTransformer:
-    """The averaged transformer of an `ifmdm train motion` run."""
+def load_motion(folder: Path, shape: MotionShape) -> MotionTransformer:
+    """The transformer of a run of `ifmdm train motion`, or of a weights folder. Raises InputError."""
     model = MotionTransformer(shape).eval()
-    state = read(run)["average"]
-    model.load_state_dict({k.removeprefix("motion."): v for k, v in state.items() if k.startswith("motion.")})
+    load_learned(model, folder, "motion")
     return model
 
 
 def load_speech(folder: Path, shape: MotionShape) -> SpeechEncoder:
-    """The averaged speech encoder of a run of `ifmdm train speech` or `ifmdm train motion`, or that of a weights
-    folder. It stays as it is."""
-    encoder = SpeechEncoder(shape.speech)
-    if (folder / "weights.safetensors").is_file():
-        encoder.load_state_dict(shipped_part(folder, "speech"))
-    else:
-        state = read(folder)["average"]
-        encoder.load_state_dict({k.removeprefix("speech."): v for k, v in state.items() if k.startswith("speech.")})
-    return encoder.eval().requires_grad_(False)
+    """The speech encoder of a run of `ifmdm train speech` or `ifmdm train motion`, or of a weights folder. It stays as
+    it is. Raises InputError."""
+    encoder = SpeechEncoder(shape.speech).eval().requires_grad_(False)
+    load_learned(encoder, folder, "speech")
+    return encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -444,7 +446,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune-speech", type=float, default=0.0, metavar="SHARE", help="let the speech encoder learn "
                         "along, at this share of the rate")  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint and log")
-    parser.add_argument("--from", type=Path, dest="weights", help="weights folder that a new run starts from")
+    parser.add_argument("--from", type=Path, dest="weights", help="weights, or another run, that a new run starts from")
     parser.add_argument("--elder", type=Path, metavar="WEIGHTS", help="weights folder that lips and lids are learned "
                         "from rather than from film")  # fmt: skip
     parser.add_argument("--steps", type=int, default=6000)
@@ -460,7 +462,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     args.run.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(args.latents)
-    clips = corpus.split("train")
+    clips, others = corpus.split("train"), corpus.split("val")
     normaliser = Normaliser.fit(corpus, clips)
     shape = MotionShape(latent=corpus.latents.shape[1])
     weighing = np.load(args.latents / "care.npy")
@@ -471,7 +473,7 @@ def run(args: argparse.Namespace) -> int:
         if len(spoken) % 100 == 0:
             print(f"{len(spoken)}/{args.readings} texts read", flush=True)
     train = WindowSampler(corpus, clips, normaliser, shape, spoken, weighing)
-    held = WindowSampler(corpus, corpus.split("val"), normaliser, shape)
+    held = WindowSampler(corpus, others, normaliser, shape)
     speech = load_speech(args.speech, shape)
     torch.manual_seed(args.seed)
     model = Speaker(MotionTransformer(shape), speech.requires_grad_(args.tune_speech > 0)).to(args.device)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.head import Head, Style
+from engine.head import Head
 from engine.model import Model
 from engine.portrait import Portrait, portrait_from_pixels
 from engine.renderer.cpu import portrait_inputs
@@ -13,9 +13,8 @@ from engine.renderer.cpu import portrait_inputs
 class Trained:
     """The weights of a folder, run as they ship."""
 
-    def __init__(self, weights: Path | None = None, style: Style | None = None):
+    def __init__(self, weights: Path | None = None):
         self.model = Model.load(weights)
-        self.style = style or Style()
 
     def _portrait(self, pixels: np.ndarray) -> Portrait:
         return portrait_from_pixels(pixels, size=len(pixels))
@@ -32,6 +31,6 @@ class Trained:
         return made
 
     def speak(self, portrait: np.ndarray, voice: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        head = Head(self.model, self._portrait(portrait), fps=25, size=len(portrait), style=self.style, seed=seed)
+        head = Head(self.model, self._portrait(portrait), fps=25, size=len(portrait), seed=seed)
         frames = head.push(voice[: count * 640].astype(np.float32)) + head.finish()
         return [frame.image for frame in frames[:count]]

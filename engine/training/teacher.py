@@ -32,7 +32,7 @@ READINGS_SEED = 1
 _WINDOW_SECONDS, _PAUSE_SECONDS = 30, 0.5
 _FFT, _HOP, _BANDS = 400, 160, 80
 #: Files that do not say their format.
-_FORMATS = {".g722": "g722", ".gsm": "gsm"}
+_FORMATS = {".g722": "g722"}
 _LONGEST = int((_WINDOW_SECONDS - 2 * _PAUSE_SECONDS) * SAMPLE_RATE) // LATENT_HOP * LATENT_HOP
 
 
@@ -134,6 +134,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.latents is None and not args.audio and not args.readings:
+        raise InputError("nothing to hear; give --latents, --audio or --readings")
     args.output.mkdir(parents=True, exist_ok=True)
     hear = whisper(args.whisper)
     clips, features, sounds, start, began = [], [], [], 0, time.monotonic()

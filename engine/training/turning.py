@@ -122,7 +122,8 @@ def turned(corpus: Corpus, way: np.ndarray, modes: Modes, copies: int, seed: int
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, required=True, help="folder made by `ifmdm train latents`")
     parser.add_argument("--cache", type=Path, required=True, help="folder made by `ifmdm train prepare`")
-    parser.add_argument("--renderer", type=Path, required=True, help="run folder whose encoder the latents are of")
+    parser.add_argument("--renderer", type=Path, required=True, help="run folder, or weights, whose encoder the "
+                        "latents are of")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder of latents to write")
     parser.add_argument("--copies", type=int, default=3, help="of each training clip")
     parser.add_argument("--clips", type=int, default=300, help="clips of the cache that tell what turns a head")
