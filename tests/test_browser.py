@@ -4,15 +4,18 @@
 .cache/browser.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
+from PIL import Image
 
 from engine.portrait import load_portrait
 from engine.speech import read_voice
@@ -66,6 +69,29 @@ class Page:
 
     def play(self, seconds: float = WATCH_SECONDS) -> dict:
         return self.page.evaluate("s => measure.play(document.querySelector('video'), s)", seconds)
+
+    def until(self, what: Callable[[], object]) -> None:
+        """Wait for what the page does to be seen by the test."""
+        end = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < end, "it never happened"
+            self.page.wait_for_timeout(50)
+
+    @contextlib.contextmanager
+    def holding(self, address: str | re.Pattern) -> Iterator[list]:
+        """The requests to an address, which wait until the block is left."""
+        held: list = []
+        self.page.route(address, lambda route: held.append(route))
+        yield held
+        for route in held:
+            route.continue_()
+        self.page.unroute(address)
+
+    def asked(self, part: str) -> list:
+        """The requests from now on to addresses that have this in them."""
+        found: list = []
+        self.page.on("request", lambda request: part in request.url and found.append(request))
+        return found
 
     def picture(self, name: str) -> None:
         SHOWN.mkdir(parents=True, exist_ok=True)
@@ -161,6 +187,225 @@ def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path)
         assert ended.value.ok
         head.wait_until(lambda told: told["speakers"] == 0)
         assert not viewer.problems
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head that says a word every other moment, for tests that leave it as it was but for its portrait."""
+    folder = tmp_path_factory.mktemp("head")
+    read = read_voice(BUNDLED_VOICE)
+    write_wav(folder / "word.wav", read.samples[: 2 * read.rate], read.rate)
+    with LiveHead(folder, config='[voice]\nfile = "word.wav"\npause = 2.5\n') as running:
+        yield running
+
+
+def test_the_picture_that_is_sent_is_the_one_that_was_agreed_to(chromium, head, tmp_path, assets):
+    """Pictures are read in the order that the test lets them be read in; a dialog is about the latest alone."""
+    gate = """(() => {
+        const read = createImageBitmap, waiting = [];
+        window.createImageBitmap = async (file) => {
+            await new Promise((done) => waiting.push(done));
+            return read(file);
+        };
+        window.readPicture = (index) => waiting[index]();
+    })()"""
+    sent = re.compile(r"/portrait\?")
+    first = assets / "portraits" / "bo.jpg"
+    second, third = tmp_path / "second.png", tmp_path / "third.webp"
+    for path in (second, third):
+        Image.open(first).save(path)
+    with Page(chromium) as viewer:
+        page = viewer.page
+        viewer.context.add_init_script(gate)
+        page.goto(head.address)
+        page.wait_for_selector(".face.add")
+
+        def choose(path: Path) -> None:
+            page.set_input_files("#file", path)
+            page.check("#consent")
+
+        choose(first)
+        page.evaluate("readPicture(0)")
+        page.wait_for_selector("#upload-use:enabled")
+        shown = page.get_attribute("#preview", "src")
+        page.click("#upload-cancel")
+        choose(second)
+        assert page.is_disabled("#upload-use")
+        page.click("#upload-cancel")
+        choose(third)
+        page.evaluate("readPicture(2)")
+        page.wait_for_selector("#upload-use:enabled")
+        page.evaluate("readPicture(1)")  # late
+        page.wait_for_timeout(300)
+        with page.expect_request(sent) as asked:
+            page.click("#upload-use")
+        assert asked.value.headers["content-type"] == "image/webp"
+        page.wait_for_selector("#upload", state="hidden")
+        assert head.get("/state")["portrait"] == "uploaded"
+        assert page.get_attribute('[data-name="uploaded"]', "aria-checked") == "true"
+
+        # cancelled on its way: the answer is not about what is shown by then
+        with page.expect_response(sent) as answered, viewer.holding(sent) as held:
+            choose(first)
+            page.evaluate("readPicture(3)")
+            page.click("#upload-use")
+            viewer.until(lambda: held)
+            page.click("#upload-cancel")
+            choose(second)
+            page.evaluate("readPicture(4)")
+            page.wait_for_selector("#upload-use:enabled")
+        assert answered.value.ok
+        page.wait_for_timeout(300)
+        assert page.is_visible("#preview") and page.is_enabled("#upload-use")
+        assert not viewer.problems
+        # the preview of the first is forgotten
+        load = """url => new Promise((done) => {
+            const image = new Image();
+            [image.onload, image.onerror] = [() => done(true), () => done(false)];
+            image.src = url;
+        })"""
+        assert not page.evaluate(load, shown)
+
+
+@pytest.mark.parametrize("path", ["/state", "/whip"])
+def test_speaking_can_be_called_off_while_it_connects(chromium, head, path):
+    with Page(chromium) as viewer:
+        viewer.context.grant_permissions(["microphone"], origin=head.address)
+        viewer.page.goto(head.address)
+        viewer.shows()
+        asked = viewer.asked("/whip")
+        with viewer.holding(head.address + path) as held:
+            viewer.page.click("#speak")
+            viewer.page.wait_for_selector("#speak-label:text('Connecting')")
+            viewer.page.wait_for_timeout(500)
+            assert held
+            viewer.page.click("#speak")
+        viewer.page.wait_for_timeout(2500)  # longer than candidates are gathered
+        assert viewer.page.inner_text("#speak-label") == "Speak"
+        assert viewer.page.inner_text("#note") == ""
+        assert viewer.page.evaluate("measure.open()") == 1  # what it watches
+        assert [each.method for each in asked] == ([] if path == "/state" else ["POST", "DELETE"])
+        assert head.get("/state")["speakers"] == 0
+        assert not viewer.problems
+
+
+def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
+    """That there is no place for it, and asks again; that its session has ended, and asks no more."""
+    config = "[webrtc]\nviewers = 1\n[server]\nsessions = 1\n"
+    with LiveHead(tmp_path / "head", config=config) as head, Page(chromium) as viewer, Page(chromium) as late:
+        made = viewer.context.request.post(f"{head.address}/sessions")
+        session = head.address + made.headers["location"]
+        viewer.page.goto(f"{session}/")
+        viewer.shows()
+        with late.page.expect_response("**/whep") as refused:
+            late.page.goto(f"{session}/")
+        why = refused.value.text().strip()
+        assert refused.value.status == 503 and why
+        late.page.wait_for_selector(f"#state:text-is('{why[0].upper()}{why[1:]}')")
+        late.picture("full")
+
+        assert viewer.context.request.delete(session).ok
+        for each in (viewer, late):
+            each.page.wait_for_selector("#state:text('it was ended')")
+        viewer.page.wait_for_timeout(1000)
+        viewer.picture("ended")
+        asked = [viewer.asked("/"), late.asked("/")]
+        viewer.page.wait_for_timeout(2000)
+        assert asked == [[], []]
+
+
+def test_keys_act_only_where_they_are_meant(chromium, head):
+    with Page(chromium, viewport={"width": 390, "height": 500}) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        interrupts = viewer.asked("/interrupt")
+        muted = lambda: page.evaluate("document.querySelector('video').muted")  # noqa: E731
+        before = muted()
+        page.keyboard.press("m")
+        assert muted() == before
+        page.keyboard.press("Space")
+        page.wait_for_function("() => scrollY > 0")
+        page.focus("#intensity")
+        page.keyboard.press("Escape")
+        page.keyboard.press("m")
+        page.wait_for_timeout(300)
+        assert muted() == before and not interrupts
+
+        page.click("video")
+        page.keyboard.press("m")
+        assert muted() != before
+        page.focus("#sound")
+        page.keyboard.press("m")
+        assert muted() == before
+        with page.expect_response("**/interrupt") as answered:
+            page.keyboard.press("Escape")
+        assert answered.value.ok
+        page.keyboard.press("f")
+        page.wait_for_function("() => document.fullscreenElement?.id === 'frame'")
+
+
+def test_a_screen_reader_hears_only_what_is_new(chromium, head):
+    """What is put into live regions is what it reads out, over whoever speaks."""
+    listen = """() => {
+        window.read = [];
+        const changed = (records) => {
+            for (const { target } of records) {
+                const element = target.closest ? target : target.parentNode;
+                const region = element.closest("[role=status], [role=alert], output");
+                if (region?.textContent) read.push(region.textContent);
+            }
+        };
+        new MutationObserver(changed).observe(document.body, { subtree: true, childList: true, characterData: true });
+    }"""
+    guest = """() => {
+        window.guest = new WebSocket(location.origin.replace("http", "ws") + "/speak?rate=16000");
+        guest.onopen = () => guest.send(new Int16Array(16000).map((_, i) => 3000 * Math.sin(i / 8)));
+    }"""
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        page.wait_for_selector("#state:text('Speaking')")
+        page.evaluate(listen)
+        page.wait_for_selector("#state:text('Idle')")
+        page.wait_for_selector("#state:text('Speaking')")
+        assert page.evaluate("read") == []
+        page.evaluate(guest)
+        page.wait_for_selector("#state:text('A guest is speaking')")
+        page.evaluate("guest.close()")
+        page.wait_for_selector("#state:text-matches('^(Idle|Speaking)$')")
+        assert page.evaluate("read") == ["A guest is speaking"]
+
+
+def test_one_portrait_is_asked_for_at_a_time(chromium, head):
+    """With the keyboard too; and the group of portraits holds nothing else."""
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        group = page.get_by_role("radiogroup", name="Portrait")
+        group.get_by_role("radio").first.wait_for()
+        assert group.get_by_role("radio").count() == group.locator("> *").count()
+        assert page.get_by_role("button", name="Use your own picture").is_visible()
+        before = head.get("/state")["portrait"]
+        one, other = [name for name in ("bo", "chidi", "dalia") if name != before][:2]
+        with viewer.holding(f"{head.address}/portrait") as held:
+            for name in (one, other):
+                page.focus(f'[data-name="{name}"]')
+                page.keyboard.press("Enter")
+            viewer.until(lambda: held)
+            page.wait_for_timeout(300)
+            assert len(held) == 1
+        page.wait_for_selector(f'[data-name="{one}"][aria-checked=true]')
+        assert head.get("/state")["portrait"] == one
+        assert not viewer.problems
+
+
+def test_an_address_keeps_its_view_in_an_older_browser(chromium, head):
+    with Page(chromium) as viewer:
+        viewer.context.add_init_script("delete URLSearchParams.prototype.size")  # Chromium has it since 113
+        viewer.page.goto(f"{head.address}/?view=clean&token=any")
+        assert viewer.page.evaluate("location.search") == "?view=clean"
 
 
 def test_the_mouth_follows_the_microphone(chromium, tmp_path, assets):

@@ -7,6 +7,12 @@ const clean = asked.get("view") === "clean";
 root.classList.toggle("clean", clean);
 
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+// A text that is there already is not put there again: outputs and statuses are live, and would be read out once more.
+function say(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
 
 // --- the server
 
@@ -19,7 +25,7 @@ const handed = asked.get("token") ?? new URLSearchParams(location.hash.slice(1))
 if (handed) {
   keepToken(handed);
   asked.delete("token");
-  history.replaceState(null, "", location.pathname + (asked.size ? `?${asked}` : ""));
+  history.replaceState(null, "", location.pathname + (String(asked) ? `?${asked}` : ""));
 }
 
 function keepToken(value) {
@@ -42,7 +48,9 @@ async function ask(path, options = {}) {
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   const response = await fetch(base + path.slice(1), { ...options, headers });
   if (response.ok) return response;
-  const refused = new Refused(response, (await response.text().catch(() => "")).trim());
+  // what a proxy says of its own is a page of HTML, and nothing to show in a line
+  const line = response.headers.get("Content-Type")?.startsWith("text/plain");
+  const refused = new Refused(response, line ? (await response.text().catch(() => "")).trim() : "");
   if (refused.status === 401) await login();
   throw refused;
 }
@@ -82,6 +90,7 @@ class Session {
 
   async open(path) {
     const body = await offer(this.peer);
+    if (this.over) return;
     const response = await ask(path, { method: "POST", headers: { "Content-Type": "application/sdp" }, body });
     this.location = new URL(response.headers.get("Location"), response.url);
     if (this.over) return this.remove();
@@ -179,16 +188,33 @@ async function inbound(peer) {
   return null;
 }
 
+// A session that has ended does not come back. The head at "/" does: there a 404 is of a proxy that does not find it now.
+const isOver = (error) => error.status === 404 && base !== "/";
+let over = ""; // why, once it is
+
+function finish(why) {
+  over = capital(why);
+  state = null;
+  viewing?.end?.();
+  if (speaking) stopSpeaking();
+  root.classList.remove("has-picture"); // browsers show black where a stream was
+  mark(current);
+  figures();
+  show();
+}
+
 let hurry = () => {};
 async function watch() {
-  for (let failures = 0; ; ) {
+  show();
+  for (let failures = 0; !over; ) {
     let wait = 0;
     try {
-      gone = failures ? "Reconnecting" : "Connecting";
-      show();
       if ((await watchOnce()) > 5000) failures = 0;
+      gone = "Reconnecting";
     } catch (error) {
-      if (error.status === 503) gone = "Too many are watching";
+      if (isOver(error)) return finish(error.message);
+      // kept while it is asked again, so that it is not read out at every try
+      gone = error.status === 503 ? capital(error.message) : error.status === 401 ? "Connecting" : "Reconnecting";
       wait = error.wait ?? 0;
       if (error.status === 401) failures = -1;
     }
@@ -196,7 +222,7 @@ async function watch() {
     show();
     // 0.5, 1, 2, 4, 8 s, each a little different, so that not all come back at once
     const pause = Math.max(wait, Math.min(8, 0.25 * 2 ** failures)) * (0.75 + 0.5 * Math.random());
-    if (failures) await Promise.race([sleep(pause), new Promise((done) => { hurry = done; })]);
+    if (failures && !over) await Promise.race([sleep(pause), new Promise((done) => { hurry = done; })]);
   }
 }
 addEventListener("online", () => hurry());
@@ -258,10 +284,12 @@ async function speak() {
     button("Connecting", true);
     const peer = await connection();
     mine.session = new Session(peer);
+    if (speaking !== mine) return release(mine); // stopped meanwhile, which may be at each of these waits
     const [track] = mine.stream.getAudioTracks();
     peer.addTransceiver(track, { direction: "sendonly", streams: [mine.stream] });
     track.onended = () => speaking === mine && stopSpeaking("The microphone went away.");
     await mine.session.open("/whip");
+    if (speaking !== mine) return release(mine);
     mine.session.lost().then(() => speaking === mine && stopSpeaking("The connection was lost. Press Speak to go on."));
     button("Stop", false, true);
     note("The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.");
@@ -346,10 +374,10 @@ $("hush").onclick = interrupt;
 
 addEventListener("keydown", (event) => {
   if (clean || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  const typing = event.target.closest("button, input, summary, a");
-  if (event.key === "Escape" && !document.fullscreenElement) interrupt();
-  if (typing) return;
-  if (event.key === " ") { event.preventDefault(); interrupt(); }
+  // inputs have an Escape of their own: it lets go of a slider in Firefox, and of the field in a screen reader
+  if (event.key === "Escape" && !document.fullscreenElement && !event.target.closest("input")) interrupt();
+  // letters are what people dictate and what screen readers take: ours only where the picture has the focus
+  if (!$("frame").contains(event.target)) return;
   if (event.key === "m") setSound(video.muted);
   if (event.key === "f") full();
 });
@@ -372,7 +400,7 @@ function showRange(id, value) {
   const range = $(id);
   range.value = value;
   range.style.setProperty("--part", `${(100 * (range.value - range.min)) / (range.max - range.min)}%`);
-  $(`${id}-value`).textContent = id === "intensity" ? Number(value).toFixed(2) : `${Math.round(value)}°`;
+  say(`${id}-value`, id === "intensity" ? Number(value).toFixed(2) : `${Math.round(value)}°`);
 }
 
 function restyle() {
@@ -395,20 +423,16 @@ async function loadFaces() {
   const { portrait, portraits } = await (await ask("/portraits")).json();
   const tiles = await Promise.all(portraits.map(async ({ name, picture }) => {
     const url = URL.createObjectURL(await (await ask(picture)).blob());
-    return tile(name, url, () => choose(name));
+    return tile(name, url, () => post("/portrait", { name }));
   }));
-  const add = document.createElement("button");
-  add.type = "button";
-  add.className = "face add";
-  add.title = "Use your own picture";
-  add.setAttribute("aria-label", "Use your own picture");
-  add.innerHTML = '<svg aria-hidden="true"><use href="#i-plus"/></svg>';
-  add.onclick = () => $("file").click();
-  $("faces").replaceChildren(...tiles, add);
+  $("faces").replaceChildren(...tiles);
+  $("add").hidden = false;
   mark(portrait);
 }
+$("add").onclick = () => $("file").click();
 
-function tile(name, url, choose) {
+// use: asks the server for this portrait
+function tile(name, url, use) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "face";
@@ -416,10 +440,11 @@ function tile(name, url, choose) {
   button.setAttribute("role", "radio");
   const image = document.createElement("img");
   image.src = url;
-  image.alt = name === "uploaded" ? "Your picture" : name[0].toUpperCase() + name.slice(1);
+  image.alt = name === "uploaded" ? "Your picture" : capital(name);
   button.title = image.alt;
   button.append(image);
-  button.onclick = choose;
+  // the server prepares one at a time
+  button.onclick = () => changes() || name === current || attempt(() => changing(name, use));
   button.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
@@ -439,6 +464,8 @@ function mark(name) {
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
 
+const changes = () => $("faces").hasAttribute("aria-busy");
+
 async function changing(name, work) {
   const tile = $("faces").querySelector(`[data-name="${CSS.escape(name)}"]`);
   $("faces").setAttribute("aria-busy", "true");
@@ -452,19 +479,22 @@ async function changing(name, work) {
   }
 }
 
-const choose = (name) => name !== current && attempt(() => changing(name, () => post("/portrait", { name })));
-
-let chosen = null;
+let shown = null; // the file that the preview shows
+let chosen = null; // the same as it is sent, once it was found to be a picture
 $("file").onchange = async () => {
   const [file] = $("file").files;
   $("file").value = "";
   if (!file) return;
+  shown = file;
+  chosen = null;
   $("consent").checked = false;
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
   $("preview").src = URL.createObjectURL(file);
   $("upload").showModal();
-  chosen = await fit(file).catch(() => null);
+  const picture = await fit(file).catch(() => null);
+  if (shown !== file) return; // the consent is to another picture by now, or to none
+  chosen = picture;
   if (!chosen) $("upload-error").textContent = "This file is no picture that the browser can read.";
   ready();
 };
@@ -484,42 +514,57 @@ async function fit(file) {
 const ready = () => { $("upload-use").disabled = !($("consent").checked && chosen); };
 $("consent").onchange = ready;
 $("upload-cancel").onclick = () => $("upload").close();
+$("upload").onclose = () => {
+  const url = $("preview").src;
+  $("preview").removeAttribute("src");
+  URL.revokeObjectURL(url);
+  shown = chosen = null;
+};
 $("upload").querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
+  const body = chosen; // the dialog may be about another one when the answer comes
+  const use = () => ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
   try {
-    await ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": chosen.type }, body: chosen });
-    if (own) URL.revokeObjectURL(own);
-    own = URL.createObjectURL(chosen);
-    $("faces").querySelector('[data-name="uploaded"]')?.remove();
-    const body = chosen;
-    $("faces").lastChild.before(tile("uploaded", own, () => current !== "uploaded" && attempt(() => changing("uploaded", () =>
-      ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body })))));
-    mark("uploaded");
-    $("upload").close();
+    await use();
   } catch (error) {
-    $("upload-error").textContent = `${error.message.replace(/^uploaded picture: /, "")}.`;
-    ready();
+    const why = `${error.message.replace(/^uploaded picture: /, "")}.`;
+    if (chosen !== body) return note(capital(why), true);
+    $("upload-error").textContent = why;
+    return ready();
   }
+  showOwn(body, use);
+  if (chosen === body) $("upload").close();
 };
+
+function showOwn(picture, use) {
+  if (own) URL.revokeObjectURL(own);
+  own = URL.createObjectURL(picture);
+  $("faces").querySelector('[data-name="uploaded"]')?.remove();
+  $("faces").append(tile("uploaded", own, use));
+  mark("uploaded");
+}
 
 // --- what is going on
 
 let state = null;
 
 function show() {
-  const told = !connected || !state ? ["away", connected ? "Reconnecting" : gone]
+  const [kind, text] = over ? ["over", over]
+    : !connected || !state ? ["away", connected ? "Reconnecting" : gone]
     : speaking ? ["you", performance.now() - speaking.heard < 1500 ? "You are speaking" : "Listening to you"]
-    : state?.guest ? ["speaking", "A guest is speaking"]
-    : state?.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
-  root.dataset.state = told[0];
-  if ($("state").textContent !== told[1]) $("state").textContent = told[1];
+    : state.guest ? ["guest", "A guest is speaking"]
+    : state.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
+  root.dataset.state = kind;
+  say("state", text);
+  // that the head speaks is heard: a screen reader need not talk over it
+  say("told", ["over", "away", "guest"].includes(kind) ? text : "");
 }
 
 let last = null;
 async function figures() {
-  const report = connected ? await inbound(viewing.peer).catch(() => null) : null;
+  const report = connected && !over ? await inbound(viewing.peer).catch(() => null) : null;
   let buffered = 0;
   if (report && last && report.timestamp > last.timestamp) {
     const seconds = (report.timestamp - last.timestamp) / 1000;
@@ -535,16 +580,17 @@ async function figures() {
 }
 
 async function follow() {
-  for (let failures = 0; ; ) {
+  for (let failures = 0; !over; ) {
     if (!document.hidden) {
       try {
         state = await (await ask("/state")).json();
         if (performance.now() - touched > 1500) ["intensity", ...ranges.slice(1)].forEach((id, index) =>
           showRange(id, index ? state.pose[index - 1] : state.intensity));
         if (!$("faces").children.length) await loadFaces();
-        else if (state.portrait !== current && !$("faces").hasAttribute("aria-busy")) mark(state.portrait);
+        else if (state.portrait !== current && !changes()) mark(state.portrait);
         failures = 0;
       } catch (error) {
+        if (isOver(error)) return finish(error.message);
         state = null;
         // the server went away: the connection finds out seconds later
         if (!error.status && ++failures === 2) viewing?.end?.();

@@ -42,6 +42,9 @@
     };
   }
 
+  // How many connections of the page are not closed.
+  const open = () => peers.filter((peer) => peer.connectionState !== "closed").length;
+
   // What a viewer got over so many seconds, by the browser's own account.
   async function play(video, seconds) {
     const shown = [];
@@ -144,5 +147,5 @@
     return { seen: seen.length, heard: heard.length, lip_ms: median(offsets), offsets };
   }
 
-  window.measure = { peers, inbound, play, lips, motion, flashes };
+  window.measure = { peers, inbound, open, play, lips, motion, flashes };
 })();
