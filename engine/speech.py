@@ -228,10 +228,11 @@ def _floats(frame: av.AudioFrame) -> np.ndarray:
 
 
 def level_db(samples: np.ndarray) -> float:
-    """Root mean square level in dB of full scale, no lower than -120 (also for no samples at all)."""
+    """Root mean square level of float or int16 in dB of full scale, no lower than -120 (also for no samples at all)."""
     if len(samples) == 0:
         return _FLOOR_DB
-    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    full_scale = 32768 if samples.dtype == np.int16 else 1
+    power = float(np.mean(np.square(samples, dtype=np.float64))) / full_scale**2
     return max(_FLOOR_DB, 10 * float(np.log10(max(power, 1e-30))))
 
 

@@ -36,7 +36,7 @@ from engine.stream import LATENCIES
 from plugin import __version__, bench_growth, bench_live, bench_profile, bench_sessions, bench_start
 from plugin import render as clips
 from plugin.memory import resident
-from plugin.settings import load_settings
+from plugin.settings import settings_for_measuring
 from transports.file import ENCODER_THREADS
 from transports.webrtc.encoders import VideoEncoder, to_i420
 from transports.webrtc.options import CODECS, WebRtcOptions
@@ -60,6 +60,16 @@ RUNS = {
     "ifmdm render": 5,
 }
 QUICK, FEWEST = 10, 2  # how many times fewer runs with --quick, but so many
+#: Which options each kind of measurement takes. The plain one, of the stages, has no word of its own.
+PLAIN = "the plain bench"
+TAKES = {
+    "live": {"seconds", "latency", "backend"},
+    "--sessions": {"seconds", "latency", "encode", "backend"},
+    "--growth": {"seconds", "latency", "backend"},
+    "--profile": {"seconds"},
+    PLAIN: {"backend", "quick"},
+}
+LATENCY = "interactive"
 #: How often `ifmdm run` is started.
 STARTS = 5
 #: What a browser's microphone gives, and how much of it at once.
@@ -159,12 +169,9 @@ def plans(folder: Path, backend: str = "auto") -> Iterator[Plan]:
     speaker = Head(model, portrait, fps=FPS, size=SIZE)
     yield Plan("voice to frames", "s of video", lambda: speaker.push(next(chunks)), seconds=1.0)
 
-    head = {"portrait": PORTRAIT, "consent": False, "intensity": 1.0, "pose": "0,0,0", "seed": 0}
-    video = {"fps": FPS, "size": SIZE, "badge": True}
-    files = {"audio": "", "output": str(folder / "bench.mp4")}
-    sections = {"head": head, "video": video, "render": files, "engine": {"backend": backend}}
-    flags = {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
-    settings, length = load_settings(flags), len(voice) / SAMPLE_RATE
+    flags = {"head.portrait": PORTRAIT, "video.fps": FPS, "video.size": SIZE, "engine.backend": backend}
+    settings = settings_for_measuring(flags | {"render.output": str(folder / "bench.mp4")})
+    length = len(voice) / SAMPLE_RATE
     yield Plan("ifmdm render", "s of video", lambda: clips.render(settings, progress=False), length, warm_up=0)
 
 
@@ -280,18 +287,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=positive, metavar="S",
         help="how long to measure: live 60 by default, --sessions 20 each, --growth 3600 of stream time, --profile 6",
     )  # fmt: skip
+    parser.add_argument("--latency", choices=tuple(LATENCIES), help=f"of the live heads (default {LATENCY})")
     parser.add_argument(
-        "--latency", choices=tuple(LATENCIES), default="interactive",
-        help="of the live heads (default interactive)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--encode", choices=("none", *CODECS), default="none",
+        "--encode", choices=("none", *CODECS),
         help="encode the pictures and voice of every head of --sessions, too (default none)",
     )  # fmt: skip
     parser.add_argument(
-        "--backend", choices=NAMES, default="auto", help="what computes (default auto: the GPU where it works)"
+        "--backend", choices=NAMES, help="what computes (default auto: the GPU where it works; --profile: cpu)"
     )
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} times fewer runs, for a first look")
+    parser.add_argument(
+        "--quick", action="store_true", default=None, help=f"{QUICK} times fewer runs of the stages, for a first look"
+    )
 
 
 def positive(text: str) -> float:
@@ -302,18 +308,26 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raises BenchError for an option that what is asked for would not heed."""
+    asked = next((kind for kind in TAKES if getattr(args, kind.strip("-"), None)), PLAIN)
+    for name in ("seconds", "latency", "encode", "backend", "quick"):
+        if getattr(args, name) is not None and name not in TAKES[asked]:
+            takers = [kind for kind, taken in TAKES.items() if name in taken]
+            raise BenchError(f"--{name} is of {', '.join(takers)}: leave it out of {asked}")
+
+
 def chosen(args: argparse.Namespace, backend: str) -> tuple[Callable[[], dict], Callable[[dict], str]]:
     """What the command line asks for: what measures it, and what tells the figures."""
-    how = {"latency": args.latency, "backend": backend}
+    latency = args.latency or LATENCY
+    how = {"latency": latency, "backend": backend}
     if args.live:
         return lambda: bench_live.bench_live(args.seconds or 60.0, **how), bench_live.table
     if args.sessions:
-        heads = (args.seconds or bench_sessions.SECONDS, args.latency, args.encode)
+        heads = (args.seconds or bench_sessions.SECONDS, latency, args.encode or "none")
         if args.sessions == "max":
             return lambda: bench_sessions.most_sessions(*heads, backend=backend), bench_sessions.table
         return lambda: bench_sessions.bench_sessions([args.sessions], *heads, backend=backend), bench_sessions.table
-    if args.encode != "none":
-        raise BenchError("--encode is of --sessions: give that, too (the plain bench has each encoder's cost)")
     if args.growth:
         return lambda: bench_growth.bench_growth(args.seconds or 3600.0, **how), bench_growth.table
     if args.profile:
@@ -322,14 +336,15 @@ def chosen(args: argparse.Namespace, backend: str) -> tuple[Callable[[], dict], 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table. Raises InputError for a file that cannot be written or a backend that does not
-    work, before anything is measured."""
+    """Measure, print the table. Raises InputError for an option out of place, a file that cannot be written or a
+    backend that does not work, before anything is measured."""
+    check_options(args)
     if args.json:
         try:
             args.json.open("a").close()
         except OSError as error:
             raise BenchError(f"{args.json}: cannot be written ({error.strerror}); give another file") from error
-    backend = Model.load(backend=args.backend).backend
+    backend = Model.load(backend="cpu" if args.profile else args.backend or "auto").backend
     measured, told = chosen(args, backend.name)
     result = {"machine": machine(), "versions": versions(), "backend": str(backend)} | measured()
     if args.json:

@@ -28,7 +28,7 @@ from engine.speech import SAMPLE_RATE, read_voice
 from plugin.memory import resident
 from plugin.render import BUNDLED_VOICE
 from plugin.run import Show, make_show
-from plugin.settings import load_settings
+from plugin.settings import settings_for_measuring
 from transports.media import LazySink, MediaFormat, MediaFrame, Sink, TransportError
 
 CHUNK_SECONDS = 0.02
@@ -239,8 +239,7 @@ async def _viewing(address: str) -> AsyncIterator[Callable[[], Awaitable[dict]]]
 
 async def _measure(seconds: float, latency: str, backend: str, bar: tqdm) -> dict:
     flags = {"server.port": "0", "server.host": "127.0.0.1", "live.source": "none", "live.latency": latency}
-    flags |= {"engine.backend": backend}
-    settings = load_settings(flags)
+    settings = settings_for_measuring(flags | {"engine.backend": backend})
     began = time.monotonic()
     told: list[str] = []
     show = await asyncio.to_thread(partial(make_show, settings, told.append))

@@ -30,7 +30,7 @@ from plugin.bench_live import percentiles
 from plugin.memory import resident
 from plugin.run import Show, Studio
 from plugin.sessions import make_head, one_thread_each
-from plugin.settings import load_settings
+from plugin.settings import settings_for_measuring
 from transports.media import LazySink, MediaFormat, MediaFrame
 from transports.webrtc.broadcast import Broadcast, PacketTrack
 from transports.webrtc.options import CODECS, WebRtcOptions
@@ -202,7 +202,7 @@ def _trials(
     seconds: float, latency: str, encode: str, progress: bool, backend: str
 ) -> Iterator[Callable[[int], dict]]:  # fmt: skip
     """What measures a number of heads."""
-    settings = load_settings({"video.fps": FPS, "video.size": SIZE, "video.badge": True, "live.latency": latency})
+    settings = settings_for_measuring({"video.fps": FPS, "video.size": SIZE, "live.latency": latency})
     studio = Studio(settings, Model.load(backend=backend))
     studio.warm(studio.prepare(next(iter(clips.bundled_portraits().values()))))
     whole, form = WARM_UP_SECONDS + seconds, "{desc} |{bar:20}| {n:.0f} of {total:.0f} s"

@@ -5,10 +5,8 @@ show. Clocks are the system's monotonic one, the same for both processes.
 """
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +17,7 @@ from tqdm import tqdm
 
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 
-#: Settings as `ifmdm run` has them, but for the port, which may be taken. What the user's own file or environment says
-#: is left out.
+#: Settings as `ifmdm run` has them by default, but for the port, which may be taken.
 FLAGS = {"server.port": "0", "server.host": "127.0.0.1"}
 START_SECONDS = 60.0
 
@@ -63,7 +60,7 @@ def main() -> None:
 
     from plugin import cli  # noqa: F401  the command begins with it
     from plugin.run import Show, make_show, run
-    from plugin.settings import load_settings
+    from plugin.settings import settings_for_measuring
 
     seen: dict[str, Any] = {"imported": time.monotonic()}
     ended = asyncio.Event()
@@ -80,7 +77,7 @@ def main() -> None:
         show.services.append(until)
         return show
 
-    run(load_settings(FLAGS | {"engine.backend": sys.argv[1]}), make)
+    run(settings_for_measuring(FLAGS | {"engine.backend": sys.argv[1]}), make)
     from plugin.memory import resident
 
     seen |= {"first_frame": sink.came, "torch": "torch" in sys.modules}
@@ -91,14 +88,11 @@ def main() -> None:
 def start_once(backend: str = "auto") -> dict:
     """One start: moments in seconds after the command, whether torch was imported, MB of memory. Raises
     TransportError if it did not come up."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("IFMDM_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
     command = [sys.executable, "-m", "plugin.bench_start", backend]
     pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     began = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory() as folder:  # without a config.toml
-            done = subprocess.run(command, env=environment, cwd=folder, timeout=START_SECONDS, **pipes)
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], timeout=START_SECONDS, **pipes)
     except subprocess.TimeoutExpired as error:
         raise TransportError(f"`ifmdm run` showed no frame in {START_SECONDS:g} s; see `ifmdm doctor`") from error
     if done.returncode:

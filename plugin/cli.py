@@ -37,7 +37,7 @@ _EXTRAS = {
     "face_recognition_models": "evaluate",
 }
 _TRAINING = {
-    "prepare": ("prepare", "cut clips into training frames with landmarks and speech"),
+    "prepare": ("prepare", "cut clips into training frames with landmarks and mattes"),
     "encoder": ("encoder", "teach the motion encoder what landmarks know, before or between stretches of stage 1"),
     "place": ("place", "teach the renderer where mouths and eyes are, before or between stretches of stage 1"),
     "gauges": ("gauges", "teach the renderer to read how far lips part and eyes close, once the encoder is final"),

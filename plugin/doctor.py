@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plugin.settings import DEFAULT_CONFIG, Settings, SettingsError, load_settings
+from plugin.settings import DEFAULT_CONFIG, RenderSettings, Settings, SettingsError, load_settings
 
 GOOD, POOR, BAD = "ok", "note", "FAILS"
 
@@ -74,12 +74,24 @@ def check_source(settings: Settings) -> tuple[str, str]:
 
 
 def check_recording(settings: Settings) -> tuple[str, str]:
-    from transports.file import check_output
+    from plugin.render import check_record
 
     if not settings.live.record:
         return GOOD, "none asked for"
-    check_output(settings.live.record)
+    check_record(settings)
     return GOOD, f"{settings.live.record} can be written"
+
+
+def check_clip(settings: Settings) -> tuple[str, str]:
+    """What [render] asks for, where it asks for anything: `ifmdm run` does not need it."""
+    from engine.speech import read_voice
+    from plugin.render import clip_inputs
+
+    if settings.render == RenderSettings():
+        return GOOD, "none asked for"
+    _, sound = clip_inputs(settings)
+    read_voice(sound)
+    return GOOD, f"{settings.render.output} can be written"
 
 
 def check_camera(settings: Settings) -> tuple[str, str]:
@@ -88,7 +100,7 @@ def check_camera(settings: Settings) -> tuple[str, str]:
 
     wanted = "camera" in settings.live.outputs
     try:
-        device = try_camera(CameraOptions(**settings.camera.model_dump()))
+        device = try_camera(CameraOptions(**settings.camera.model_dump()), settings.video.size, settings.video.fps)
     except TransportError as error:
         return (BAD if wanted else POOR), str(error)
     return GOOD, f"{device} can be opened"
@@ -178,6 +190,7 @@ CHECKS: dict[str, Check] = {
     "portrait": check_portrait,
     "voice": check_source,
     "recording": check_recording,
+    "clip": check_clip,
     "camera": check_camera,
     "audio output": check_audio,
     "microphone": check_microphone,
@@ -219,8 +232,9 @@ def doctor(config: Path | None) -> bool:
 def config_check(config: Path | None) -> bool:
     """Print a line for every setting that cannot be used; whether there is none."""
     from plugin.adapters import check_names, make_sinks, make_source
-    from plugin.render import check_paths, find_portrait
+    from plugin.render import check_record
     from plugin.settings import check_server
+    from transports.webrtc.options import WebRtcOptions
 
     try:
         settings = load_settings({}, config)
@@ -231,21 +245,25 @@ def config_check(config: Path | None) -> bool:
     looks: list[Callable[[], object]] = [
         lambda: check_names(settings) or make_sinks(settings),
         lambda: check_server(settings),
-        lambda: find_portrait(settings.head.portrait, settings.head.consent),
-        lambda: settings.live.record and check_paths(settings.live.record),
+        lambda: settings.server.enabled and WebRtcOptions(**settings.webrtc.model_dump()),
+        lambda: check_portrait(settings),
+        lambda: check_weights(settings),
+        lambda: check_record(settings),
+        lambda: check_clip(settings),
         lambda: settings.live.source == "file" and make_source(settings),
     ]
-    fine = True
+    problems: dict[str, None] = {}  # several looks may find the same
     for look in looks:
         try:
             look()
         except ValueError as error:
-            fine = False
-            print(error)
-    if fine:
+            problems[str(error)] = None
+    if problems:
+        print(*problems, sep="\n")
+    else:
         where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
         print(f"{where}: every setting can be used" if where else "there is no config.toml here: all defaults")
-    return fine
+    return not problems
 
 
 def devices() -> None:

@@ -93,6 +93,23 @@ def check_paths(output: str, *inputs: Path) -> None:
             raise RenderError(f"{output}: this is also an input; give another name for the output")
 
 
+def clip_inputs(settings: Settings) -> tuple[Path, Path]:
+    """The picture and the voice of the clip that the settings ask for. Refuses as find_portrait and check_paths do."""
+    picture = find_portrait(settings.head.portrait, settings.head.consent)
+    sound = Path(settings.render.audio) if settings.render.audio else BUNDLED_VOICE
+    check_paths(settings.render.output, picture, sound)
+    return picture, sound
+
+
+def check_record(settings: Settings) -> None:
+    """Refuse a recording of the live head, if there is to be one, as check_paths does."""
+    head, live, voice = settings.head, settings.live, settings.voice
+    if live.record:
+        picture = bundled_portraits().get(head.portrait, Path(head.portrait))
+        spoken = Path(voice.file) if live.source == "file" and voice.file else BUNDLED_VOICE
+        check_paths(live.record, picture, spoken)
+
+
 def chunks(voice: Voice) -> Iterator[np.ndarray]:
     """The voice in pieces of a fraction of a second, (n, channels)."""
     step = max(1, round(voice.rate * _CHUNK_SECONDS))
@@ -137,9 +154,7 @@ def render(
     """
     began = time.perf_counter()
     video, output = settings.video, settings.render.output
-    picture = find_portrait(settings.head.portrait, settings.head.consent)
-    sound = Path(settings.render.audio) if settings.render.audio else BUNDLED_VOICE
-    check_paths(output, picture, sound)
+    picture, sound = clip_inputs(settings)
     voice = read_voice(sound)
     start = start or partial(start_head, tell=progress)
     head = start(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)), settings)

@@ -10,7 +10,7 @@ import io
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +31,9 @@ from transports.webrtc.whep import whep_routes
 from transports.webrtc.whip import Speakers, whip_routes
 from transports.websocket import SpeechSockets
 
-#: The largest picture that is taken, and how long it may take to arrive.
+#: The largest picture that is taken, how many may be on their way at once, and how long a body may take to arrive.
 UPLOAD_BYTES = 10 << 20
+UPLOADS = 4
 UPLOAD_SECONDS = 30.0
 #: Speakers over WebSocket at once.
 SOCKETS = 4
@@ -42,6 +43,7 @@ CLOSE_SECONDS = 2.0
 PULSE_SECONDS = 3.0
 BEAT_SECONDS = 0.5
 _THUMBNAIL = 192
+_RETRY = {"Retry-After": "2"}
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Room:
         self.sockets = SpeechSockets(lambda: show.invite(live=False), show.interrupt, SOCKETS)
         self.speakers = Speakers(self.options, show.invite)
         self.pulse, self.lateness = Pulse(), Pulse()
-        self._changing = False
+        self._changing, self._uploads = False, asyncio.Semaphore(UPLOADS)
         show.listeners.append(self.sockets.interrupt)
 
     def routes(self) -> list[web.RouteDef]:
@@ -244,12 +246,16 @@ class Room:
 
     async def _portrait(self, request: web.Request) -> web.Response:
         """A bundled portrait by name, as JSON, or a picture as the body, whose use somebody agreed to."""
-        with self._alone():
-            if request.content_type == "application/json":
-                name = (await read_json(request, PortraitChoice)).name
-                picture: Path | bytes = bundled(name)
-            else:
+        # before it keeps out others: a body may take long to arrive
+        if request.content_type == "application/json":
+            name = (await read_json(request, PortraitChoice)).name
+            picture: Path | bytes = bundled(name)
+        elif self._uploads.locked():  # each holds what has come of it
+            raise web.HTTPServiceUnavailable(text="other pictures are on their way; try again", headers=_RETRY)
+        else:
+            async with self._uploads:
                 name, picture = "uploaded", await read_picture(request)
+        with self._alone():
             try:
                 await self.show.change_portrait(picture, name)
             except PortraitError as error:
@@ -261,7 +267,7 @@ class Room:
     def _alone(self) -> Iterator[None]:
         """One portrait is prepared at a time: it takes a core."""
         if self._changing:
-            raise web.HTTPConflict(text="another portrait is being prepared; try again", headers={"Retry-After": "2"})
+            raise web.HTTPConflict(text="another portrait is being prepared; try again", headers=_RETRY)
         self._changing = True
         try:
             yield
@@ -277,12 +283,24 @@ def bundled(name: str) -> Path:
     return path
 
 
+@contextlib.asynccontextmanager
+async def _in_time(what: str) -> AsyncIterator[None]:
+    """For reading a body in: one that does not come must not hold up what waits for it. Raises the refusal."""
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            yield
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"{what} did not arrive within {UPLOAD_SECONDS:.0f} s") from None
+
+
 async def read_json(request: web.Request, kind: type[BaseModel]) -> Any:
     """The body, as what is asked for. Raises the refusal, in one line."""
     if request.content_type != "application/json":  # which no form of another site can send
         raise web.HTTPUnsupportedMediaType(text="send application/json")
+    async with _in_time("the body"):
+        body = await request.read()
     try:
-        return kind.model_validate_json(await request.read())
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -302,15 +320,12 @@ async def read_picture(request: web.Request) -> bytes:
     if (request.content_length or 0) > UPLOAD_BYTES:
         raise too_large
     parts, size = [], 0
-    try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            async for part in request.content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > UPLOAD_BYTES:
-                    raise too_large
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(text=f"the picture did not arrive within {UPLOAD_SECONDS:.0f} s") from None
+    async with _in_time("the picture"):
+        async for part in request.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > UPLOAD_BYTES:
+                raise too_large
     if not size:
         raise web.HTTPBadRequest(text="the picture is empty")
     return b"".join(parts)

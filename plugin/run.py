@@ -23,7 +23,7 @@ from plugin.adapters import check_names, make_sinks, make_source
 from plugin.badge import Badge
 from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
-from plugin.render import BUNDLED_VOICE, PROVENANCE, bundled_portraits, check_paths, find_portrait
+from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
 from transports.media import Interruptible, MediaFormat, Sink, Source, TransportError
 from transports.recording import RecordingSink
@@ -130,19 +130,20 @@ class Show:
     listeners: list[Callable[[], None]] = field(default_factory=list)
     studio: "Studio | None" = None
     face: Any = None
+    _failed: set[str] = field(default_factory=set, init=False)  # names, since all were last looked after
 
     def interrupt(self) -> None:
         """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
         for listen in self.listeners:
             listen()
         if isinstance(self.source, Interruptible) and self.floor.speaker is None:
-            self.source.interrupt()
+            self._call(self.source, self.source.interrupt)
         self._hush()
 
     def _hush(self) -> None:
         self.stream.interrupt()
         for sink in self.sinks:
-            sink.interrupt()
+            self._call(sink, sink.interrupt)
 
     def invite(self, live: bool = True) -> Ear:
         """An ear for a guest's voice: the house is interrupted when the guest begins to speak, and silent until it
@@ -216,10 +217,7 @@ class Show:
     async def _pump(self) -> None:
         async for frame in self.stream:
             for sink in self.sinks:
-                try:
-                    sink.send(frame)
-                except Exception as error:  # of a package that is not ours; the others go on
-                    self._report(sink.name, f"{sink.name}: {type(error).__name__}: {error}")
+                self._call(sink, sink.send, frame)
 
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
@@ -228,18 +226,34 @@ class Show:
             if self.stream.figures.resyncs > resyncs:
                 resyncs = self.stream.figures.resyncs
                 (self.alert or self.tell)("the machine stood still for a while; time goes on from now")
+            failed, self._failed = self._failed, set()
             for each in (self.source, *self.sinks):
                 if each is None:
                     continue
                 try:
-                    self._report(each.name, await asyncio.to_thread(each.check))
+                    problem = await asyncio.to_thread(each.check)
                 except Exception as error:
-                    self._report(each.name, f"{each.name}: {type(error).__name__}: {error}")
-            lags = [lag for sink in self.sinks if (lag := sink.lag()) is not None]
+                    self._blame(each, error)
+                    continue
+                if problem or each.name not in failed:  # to find nothing wrong is not to have mended what just failed
+                    self._report(each.name, problem)
+            lags = [lag for sink in self.sinks if (lag := self._call(sink, sink.lag)) is not None]
             for sink in self.sinks:
                 if lags:
-                    sink.align(max(lags))
+                    self._call(sink, sink.align, max(lags))
             await asyncio.sleep(_CHECK_SECONDS)
+
+    def _call(self, device: Source | Sink, call: Callable[..., Any], *given: Any) -> Any:
+        """What it comes to; None if it fails, in which case the others go on."""
+        try:
+            return call(*given)
+        except Exception as error:  # of a package that is not ours
+            self._blame(device, error)
+            return None
+
+    def _blame(self, device: Source | Sink, error: Exception) -> None:
+        self._failed.add(device.name)
+        self._report(device.name, f"{device.name}: {type(error).__name__}: {error}")
 
     def _report(self, name: str, problem: str) -> None:
         """Keep what is wrong, and tell it once."""
@@ -252,7 +266,7 @@ class Show:
     async def _close(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         """Source first, then all sinks at once: none may keep another from finishing."""
         if self.source is not None:
-            self.source.close()
+            self._call(self.source, self.source.close)
         results = await asyncio.gather(*(asyncio.to_thread(sink.close) for sink in self.sinks), return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]
         if failed and error is None:  # else that one is why
@@ -328,8 +342,8 @@ def make_show(
     check_server(settings)
     picture = find_portrait(head.portrait, head.consent)
     sinks = make_sinks(settings)
+    check_record(settings)
     if live.record:
-        check_paths(live.record, picture, BUNDLED_VOICE)
         sinks.append(RecordingSink(live.record, {"comment": PROVENANCE, "description": PROVENANCE}))
     source = make_source(settings)
     server = None

@@ -266,15 +266,17 @@ class Sessions:
     async def _create(self, request: web.Request) -> web.Response:
         if self._allowed == 0:
             raise web.HTTPForbidden(text="sessions are turned off: set sessions under [server]")
+        self._check_room()  # before much is read
+        order, shown = SessionOrder(), False
+        if request.content_type not in ("application/json", "text/plain"):
+            shown = request.body_exists
+        elif request.body_exists:
+            order = await read_json(request, SessionOrder)
         with self._comes():
-            self._check_room()  # before much is read
-            order, picture = SessionOrder(), None
-            if request.content_type in ("application/json", "text/plain") or request.body_exists is False:
-                if request.body_exists:
-                    order = await read_json(request, SessionOrder)
-                picture = None if order.portrait is None else bundled(order.portrait)
-            else:
+            if shown:
                 picture = await read_picture(request)
+            else:
+                picture = None if order.portrait is None else bundled(order.portrait)
             name = order.portrait or ("uploaded" if picture is not None else self._portrait)
             async with self._making:
                 if not self._sharing:

@@ -352,10 +352,6 @@ def load_settings(
     if config is None and DEFAULT_CONFIG.is_file():
         config = DEFAULT_CONFIG
     from_file = _read(config) if config else {}
-    given: dict[str, dict[str, Any]] = {}
-    for setting, value in flags.items():
-        section, name = setting.split(".")
-        given.setdefault(section, {})[name] = _split(value) if setting in _LISTS else value
 
     class Sourced(Settings):
         @classmethod
@@ -365,10 +361,33 @@ def load_settings(
             return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, from_file)
 
     try:
-        return Sourced(**given)
+        return Sourced(**_by_section(flags))
     except ValidationError as error:
         lines = [_explain(first, flags, names or {}, config, from_file) for first in error.errors()]
         raise SettingsError(*dict.fromkeys(lines)) from None
+
+
+def settings_for_measuring(flags: Mapping[str, Any]) -> Settings:
+    """The defaults but for what the flags say. Neither a config file nor the environment has a say, so that figures
+    are of what is measured, and nothing of a user's own is shown, recorded over or waited for."""
+
+    class Plain(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (init_settings,)
+
+    return Plain(**_by_section(flags))
+
+
+def _by_section(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"video.fps": "30"} -> {"video": {"fps": "30"}}, lists cut apart."""
+    given: dict[str, dict[str, Any]] = {}
+    for setting, value in flags.items():
+        section, name = setting.split(".")
+        given.setdefault(section, {})[name] = _split(value) if setting in _LISTS else value
+    return given
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("IFMDM_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def users_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder to run in with settings of its own, in its file and in the environment, with which nothing is to be
+    measured: no server to measure at, a recording of the user's, weights that are not there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text(
+        "[server]\nenabled = false\ntoken = 'correct-horse'\n[engine]\nweights = 'none'\n[live]\nrecord = 'mine.mp4'\n"
+    )
+    (tmp_path / "mine.mp4").write_text("precious")
+    monkeypatch.setenv("IFMDM_VIDEO__FPS", "3")
+    monkeypatch.setenv("IFMDM_LIVE__OUTPUTS", "camera")
+    yield
+    assert (tmp_path / "mine.mp4").read_text() == "precious"
 
 
 @pytest.fixture(scope="session")

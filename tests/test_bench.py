@@ -1,5 +1,6 @@
 """`ifmdm bench`: that every stage is measured and told. How fast it is, is no matter of tests."""
 
+import argparse
 import json
 import math
 import wave
@@ -19,9 +20,8 @@ STAGES = ["load weights", "find face", "portrait networks", "resampling", "speec
 
 
 @pytest.fixture
-def small(untrained, tmp_path, monkeypatch):
+def small(users_settings, untrained, tmp_path, monkeypatch):
     """A second of voice, random weights, small frames and few runs."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     with wave.open(str(tmp_path / "voice.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
@@ -64,7 +64,7 @@ def test_every_stage_is_measured_and_told(small, capsys):
     assert "ifmdm render" in shown.err  # progress
     assert "26/26" in shown.err
     assert cv2.getNumThreads() == threads
-    assert sorted(path.name for path in small.iterdir()) == ["figures.json", "voice.wav"]
+    assert sorted(path.name for path in small.iterdir()) == ["config.toml", "figures.json", "mine.mp4", "voice.wav"]
 
 
 def test_a_run_of_the_motion_stage_is_one_hop(small, monkeypatch):
@@ -95,11 +95,8 @@ def test_median_and_p95_are_of_the_runs(monkeypatch):
     assert stage.real_time == pytest.approx(1000 / 5.5)
 
 
-def test_the_start_is_of_the_real_command_and_free_of_torch(tmp_path, monkeypatch):
+def test_the_start_is_of_the_real_command_and_free_of_torch(users_settings):
     """In a process of its own, from a folder whose settings it must not take."""
-    (tmp_path / "config.toml").write_text("nonsense = 1\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IFMDM_VIDEO__FPS", "nonsense")
     result = bench_start.bench_start(1, progress=False)
     assert result["runs"] == 1 and result["torch_imported"] is False
     moments = [result[f"{name}_seconds"]["median"] for name in ("imported", "made", "first_frame")]
@@ -112,6 +109,41 @@ def test_a_start_that_fails_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(bench_start.sys, "executable", "/bin/false")
     with pytest.raises(TransportError, match="did not start: no word why"):
         bench_start.start_once()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--encode", "vp8"], "--encode is of --sessions: leave it out of the plain bench"),
+        (["--seconds", "3"], "--seconds is of live, --sessions, --growth, --profile: leave it out of the plain bench"),
+        (["--latency", "quality"], "--latency is of live, --sessions, --growth: leave it out of the plain bench"),
+        (["--profile", "--latency", "quality"], "--latency is of live, --sessions, --growth: leave it out of"),
+        (["--profile", "--backend", "cuda"], "--backend is of live, --sessions, --growth, the plain bench: leave it"),
+        (["--profile", "--encode", "vp8"], "--encode is of --sessions: leave it out of --profile"),
+        (["--growth", "--encode", "none"], "--encode is of --sessions: leave it out of --growth"),
+        (["live", "--quick"], "--quick is of the plain bench: leave it out of live"),
+        (["--sessions", "max", "--quick"], "--quick is of the plain bench: leave it out of --sessions"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_not_be_heeded_is_refused_in_one_line(words, told, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "chosen", lambda *_: pytest.fail("measured"))
+    assert cli.main(["bench", *words]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ifmdm: {told}")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["live", "--seconds", "3", "--latency", "quality", "--backend", "cpu"],
+     ["--sessions", "2", "--seconds", "3", "--latency", "quality", "--backend", "cpu", "--encode", "vp8"],
+     ["--growth", "--seconds", "3", "--latency", "quality", "--backend", "cpu"],
+     ["--profile", "--seconds", "3"], ["--quick", "--backend", "cpu"], []],
+)  # fmt: skip
+def test_an_option_that_is_heeded_is_not_refused(words):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    bench.check_options(parser.parse_args(words))
 
 
 @pytest.mark.parametrize("words", [["--sessions", "0"], ["--sessions", "many"], ["--seconds", "-1"],

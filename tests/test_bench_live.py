@@ -60,9 +60,8 @@ def test_lips_are_compared_with_the_nearest_sound():
     assert bench_viewer.offsets([1.0], []) == []
 
 
-def test_a_live_head_is_measured_with_a_viewer(untrained, tmp_path, monkeypatch, capsys):
+def test_a_live_head_is_measured_with_a_viewer(users_settings, untrained, tmp_path, monkeypatch, capsys):
     """Real: server, WebRTC, viewer process."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     monkeypatch.setattr(bench_live, "INTERRUPTS", 1)
     monkeypatch.setattr(bench_live, "WARM_UP_SECONDS", 1.0)
@@ -70,7 +69,7 @@ def test_a_live_head_is_measured_with_a_viewer(untrained, tmp_path, monkeypatch,
     result = json.loads((tmp_path / "live.json").read_text())
     told = capsys.readouterr().out
     assert result["seconds"] >= 5
-    assert result["frames"]["per_second"] > 5
+    assert result["frames"]["per_second"] > 5  # of 45, not of the 3 that the user has set
     assert result["viewer"]["frames"] > 10
     assert f"{result['frames']['per_second']:.2f} a second" in told
     latency = result["voice_to_frame_ms"]

@@ -25,8 +25,7 @@ from transports.webrtc.encoders import VideoEncoder
 
 
 @pytest.fixture
-def small(untrained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def small(users_settings, untrained, tmp_path, monkeypatch):
     monkeypatch.setitem(engine.model.WEIGHTS, "research", untrained.directory)
     monkeypatch.setattr(bench_sessions, "SIZE", 128)
     monkeypatch.setattr(bench_sessions, "WARM_UP_SECONDS", 0.5)
@@ -256,12 +255,17 @@ def test_growth_is_measured_and_told(small, monkeypatch, capsys):
 
 
 def test_the_parts_of_a_frame_are_measured_and_told(small, monkeypatch, capsys):
+    """On the processor, whatever else the machine has, and it says so."""
     monkeypatch.setattr(bench_profile, "SIZE", 128)
+    asked, choose = [], engine.model.choose
+    monkeypatch.setattr(engine.model, "choose", lambda name, probe: asked.append(name) or choose(name, probe))
     plain = (cpu.cv2, cpu.mix)
     assert cli.main(["bench", "--profile", "--seconds", "0.5", "--json", "profile.json"]) == 0
     assert (cpu.cv2, cpu.mix) == plain
     result = json.loads((small / "profile.json").read_text())
     told = capsys.readouterr().out
+    assert asked == ["cpu", "cpu"]
+    assert result["backend"] == "cpu" and told.startswith("backend: cpu\n")
     parts = result["parts_ms"]
     assert list(parts) == [*dict.fromkeys(bench_profile.PARTS.values()), bench_profile.REST]
     assert result["frames"] == pytest.approx(0.5 * 45, abs=2)

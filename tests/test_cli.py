@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plugin import __version__, cli, render
-from plugin.settings import Settings, SettingsError, load_settings
+from plugin.settings import Settings, SettingsError, load_settings, settings_for_measuring
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +90,14 @@ def test_flag_before_environment_before_file_before_default(rendered, monkeypatc
     (got,) = rendered
     assert (got.video.fps, got.video.size, got.head.seed, got.head.pose) == (60, 300, 3, (-1, 0, 0))
     assert got.head.intensity == 1.0
+
+
+def test_what_is_measured_are_the_defaults_whatever_a_user_has_set(users_settings):
+    assert settings_for_measuring({}).model_dump() == {
+        name: section.annotation().model_dump() for name, section in Settings.model_fields.items()
+    }
+    got = settings_for_measuring({"head.pose": "5,0,0", "live.latency": "quality"})
+    assert (got.head.pose, got.live.latency, got.video.fps) == ((5, 0, 0), "quality", 45)
 
 
 def test_another_config_file(rendered):

@@ -2,6 +2,8 @@
 
 import itertools
 import resource
+import shutil
+import subprocess
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,10 +57,15 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+#: As clips and as recordings are written.
+WAYS = pytest.mark.parametrize("in_pieces", [False, True], ids=["at once", "in pieces"])
+
+
+@WAYS
 @pytest.mark.parametrize("fps", [1, 25, 30, 45, 60, 120])
-def test_every_frame_is_there_at_its_exact_time(tmp_path, fps):
+def test_every_frame_is_there_at_its_exact_time(tmp_path, fps, in_pieces):
     count = 20
-    with writer(tmp_path / "a.mp4", fps=fps) as out:
+    with writer(tmp_path / "a.mp4", fps=fps, in_pieces=in_pieces) as out:
         for i in range(count):
             out.write_video(grey(10 * i))
             out.write_audio(tone(16000 * (i + 1) // fps - 16000 * i // fps, 16000))
@@ -72,12 +79,13 @@ def test_every_frame_is_there_at_its_exact_time(tmp_path, fps):
     assert levels == pytest.approx([10 * i for i in range(count)], abs=3)
 
 
+@WAYS
 @pytest.mark.parametrize(("rate", "kept"), [(8000, 8000), (44100, 44100), (96000, 48000)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_voice_keeps_rate_channels_length_and_sound(tmp_path, rate, kept, channels):
+def test_the_voice_keeps_rate_channels_length_and_sound(tmp_path, rate, kept, channels, in_pieces):
     n = rate + rate // 100
     voice = np.stack([tone(n, rate) * (c + 1) for c in range(channels)], axis=1)
-    with writer(tmp_path / "a.mp4", audio_rate=rate, audio_channels=channels) as out:
+    with writer(tmp_path / "a.mp4", audio_rate=rate, audio_channels=channels, in_pieces=in_pieces) as out:
         for _ in range(26):
             out.write_video(grey(100))
         out.write_audio(voice)
@@ -93,12 +101,13 @@ def test_the_voice_keeps_rate_channels_length_and_sound(tmp_path, rate, kept, ch
     assert np.abs(heard.samples[:, middle] - expected[:, middle]).max() < 0.02
 
 
+@WAYS
 @pytest.mark.parametrize(("fps", "rate"), [(25, 16000), (45, 44100), (60, 48000), (30, 96000), (45, 10000)])
-def test_a_flash_and_a_click_of_one_instant_stay_together(tmp_path, fps, rate):
+def test_a_flash_and_a_click_of_one_instant_stay_together(tmp_path, fps, rate, in_pieces):
     flash = fps // 2
     voice = np.zeros(rate, np.float32)
     voice[flash * rate // fps] = 0.9
-    with writer(tmp_path / "a.mp4", fps=fps, audio_rate=rate) as out:
+    with writer(tmp_path / "a.mp4", fps=fps, audio_rate=rate, in_pieces=in_pieces) as out:
         for i in range(fps):
             out.write_video(grey(255 if i == flash else 0))
             out.write_audio(voice[i * rate // fps : (i + 1) * rate // fps])
@@ -124,14 +133,37 @@ def test_colours_survive(tmp_path):
     assert np.abs(error.mean(axis=(0, 1))).max() < 3
 
 
-def test_tags_can_be_read_and_the_index_comes_first(tmp_path):
-    with writer(tmp_path / "a.mp4", tags={"comment": "made by a machine", "description": "é ✓"}) as out:
+@WAYS
+def test_tags_can_be_read_and_the_index_of_a_clip_comes_first(tmp_path, in_pieces):
+    tags = {"comment": "made by a machine", "description": "é ✓"}
+    with writer(tmp_path / "a.mp4", tags=tags, in_pieces=in_pieces) as out:
         out.write_video(grey(0))
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.metadata["comment"] == "made by a machine"
         assert container.metadata["description"] == "é ✓"
     data = (tmp_path / "a.mp4").read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
+    assert in_pieces or data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize("count", [1, 45, 46, 91, 200])  # pieces of which the last is whole, or a single picture
+def test_a_file_in_pieces_reads_as_one_at_once_when_it_is_closed(tmp_path, count):
+    """By us, and where it is installed by an older FFmpeg, which does not know how it was written."""
+    for name in ("once", "pieces"):
+        with writer(tmp_path / f"{name}.mp4", fps=45, in_pieces=name == "pieces", tags={"comment": "AI"}) as out:
+            for i in range(count):
+                out.write_video(grey(i))
+                out.write_audio(tone(16000 * (i + 1) // 45 - 16000 * i // 45, 16000))
+    once, pieces = (decode(tmp_path / f"{name}.mp4") for name in ("once", "pieces"))
+    assert pieces.times == once.times == [Fraction(i, 45) for i in range(count)]
+    assert [image.mean() for image in pieces.images] == pytest.approx([image.mean() for image in once.images], abs=3)
+    assert np.array_equal(once.samples, pieces.samples)
+    if shutil.which("ffprobe"):
+        shown = "format_tags=comment:stream=start_time,duration,nb_frames"
+        command = ["ffprobe", "-v", "error", "-show_entries", shown, "-of", "csv", tmp_path / "pieces.mp4"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        video, audio, tag = (line.split(",") for line in done.stdout.splitlines())
+        assert (video[1], video[3], audio[1], tag[1], done.stderr) == ("0.000000", str(count), "0.000000", "AI", "")
+        assert [float(video[2]), float(audio[2])] == pytest.approx([count / 45] * 2, abs=0.002)
 
 
 @settings(max_examples=10, deadline=None)

@@ -321,6 +321,20 @@ def test_a_guest_speaks_before_the_house_and_not_by_being_there():
     assert live(talk()) == [True, True, "interrupt", True, False, True]
 
 
+@pytest.mark.parametrize(("kind", "scale"), [(np.float32, 1), (np.int16, 32768)])
+def test_a_microphone_that_only_hisses_gets_no_floor_whatever_its_samples_are(kind, scale):
+    async def talk():
+        whole = show([Screen()])
+        guest = whole.invite()
+        hiss = np.random.default_rng(0).integers(-1, 2, 960).astype(np.int16)  # the last bit of a sound card
+        assert guest.deliver((hiss / 32768 * scale).astype(kind), 48_000)
+        assert not guest.heard
+        assert guest.deliver((voice(960) * scale * 0.05).astype(kind), 48_000)
+        assert guest.heard
+
+    live(talk())
+
+
 # --- the show
 
 
@@ -421,26 +435,56 @@ def test_one_that_cannot_close_keeps_no_other_from_closing():
     live(play())
 
 
-def test_a_sink_that_fails_stops_no_other_and_is_told_once(monkeypatch):
-    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+def failing(kind, *names: str):
+    """A device of a package that is not ours, some of whose calls fail."""
 
-    class Foreign(Screen):
-        def send(self, frame):
-            raise KeyError("mine")
+    def fail(self, *_):
+        raise KeyError("mine")
 
-        def check(self):
-            raise KeyError("mine")
+    return type("Foreign", (kind,), dict.fromkeys(names, fail))
+
+
+@pytest.mark.parametrize("names", [("send", "check"), ("send",), ("check",), ("lag",), ("align",)])
+def test_a_sink_that_fails_stops_no_other_and_is_told_once(names, monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.2)
 
     async def play():
-        screen = Screen()
-        whole = show([Foreign("foreign"), screen])
-        await whole.run(0.5, asyncio.Event())
+        screen = Screen(lag=0.2)
+        whole = show([failing(Screen, *names)("foreign"), screen])
+        await whole.run(0.7, asyncio.Event())
         assert len(screen.frames) > 5
+        assert screen.aligned and screen.closed == 1
         assert whole.told == ["foreign: KeyError: 'mine'"]
         assert whole.figures()["frames"] >= len(screen.frames)
         assert whole.figures()["problems"] == 1
 
     live(play())
+
+
+def test_one_that_fails_at_an_interrupt_or_at_the_end_keeps_no_other_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.02)
+
+    async def play():
+        screen, recording = Screen(), RecordingSink(tmp_path / "a.mp4")
+        source = failing(ClipSource, "interrupt", "close")(voice(100), SAMPLE_RATE, loop=True)
+        whole = show([failing(Screen, "interrupt")("foreign"), screen, recording], source)
+        task = asyncio.create_task(whole.run(0, stop := asyncio.Event()))
+        while len(screen.frames) < 20:
+            await asyncio.sleep(0.01)
+        whole.interrupt()
+        assert whole.told == ["file: KeyError: 'mine'", "foreign: KeyError: 'mine'"]
+        assert screen.interrupts == 1
+        guest = whole.invite()
+        guest.deliver(voice(320), SAMPLE_RATE)
+        assert screen.interrupts == 2
+        stop.set()
+        await task
+        source._stop.set()
+        assert screen.closed == 1
+
+    live(play())
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert len(list(container.decode(video=0))) >= 20
 
 
 def test_what_is_wrong_is_told_apart_from_what_happens(monkeypatch):
@@ -573,6 +617,9 @@ def test_ours_are_made_with_their_settings():
         ("[live]\nrecord = 'out.avi'", "out.avi: the output is an MP4 file"),
         ("[voice]\nfile = 'none.wav'", "none.wav: no such file"),
         ("[head]\nportrait = 'me.jpg'", "me.jpg: not a bundled portrait"),
+        ("[webrtc]\ncodecs = ['vp8', 'vp8']\n[server]\nport = 0", "webrtc codecs 'vp8, vp8': give vp8, h264 or both"),
+        ("[webrtc]\nice_servers = ['turn:example.org']\n[server]\nport = 0", "ICE server 'turn:example.org': give"),
+        ("[engine]\nweights = '/nowhere'\n[server]\nport = 0", "/nowhere: no config.json; give one of research, clean"),
     ],
 )
 def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys):
@@ -587,10 +634,34 @@ def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[render]\naudio = 'none.wav'", "none.wav: no such file"),
+        ("[render]\noutput = 'x.txt'", "x.txt: the output is an MP4 file"),
+        ("[render]\noutput = 'none/x.mp4'", "none/x.mp4: there is no folder"),
+        ("[render]\naudio = 'a.mp4'\noutput = 'a.mp4'", "a.mp4: this is also an input"),
+    ],
+)
+def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys):
+    Path("config.toml").write_text(text)
+    assert cli.main(["config", "check"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith(told)
+    assert shown.count("\n") == 1
+    _, finding = doctor.examine(None, {"clip": doctor.CHECKS["clip"]})
+    assert str(finding) == f"FAILS clip: {shown.strip()}"
+    assert cli.main(["render"]) == 2
+    assert capsys.readouterr().err == f"ifmdm: {shown}"
+
+
 def test_config_check_tells_all_that_is_wrong(capsys):
     Path("config.toml").write_text("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")
     assert cli.main(["config", "check"]) == 2
     assert capsys.readouterr().out.count("\n") == 3
+    Path("config.toml").write_text("[head]\nportrait = 'me.jpg'\nconsent = true\n[engine]\nweights = 'none'\n")
+    assert cli.main(["config", "check"]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["me.jpg", "none"]
     Path("config.toml").write_text("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")
     assert cli.main(["config", "check"]) == 2
     assert capsys.readouterr().out.count("\n") == 2
@@ -755,6 +826,30 @@ def test_another_program_speaks_through_a_pipe(tmp_path):
     frames, loudest = length(tmp_path / "a.mp4")
     assert loudest > 0.5
     assert frames >= FPS // 2
+
+
+def test_a_recording_that_would_replace_what_it_is_made_of_is_refused_and_touches_nothing(capsys):
+    """By the command, by `config check` and by the doctor."""
+    for name, kept in (("talk.mp4", "the voice"), ("face.mp4", "the face")):
+        Path(name).write_text(kept)
+    Path("other.mp4").symlink_to("talk.mp4")
+    face = "[head]\nportrait = 'face.mp4'\nconsent = true\n[live]\nrecord = 'face.mp4'"
+    for text in (
+        "[voice]\nfile = 'talk.mp4'\n[live]\nrecord = 'talk.mp4'",
+        "[voice]\nfile = 'other.mp4'\n[live]\nrecord = 'talk.mp4'",
+        face,
+    ):
+        told = f"{text.split()[-1][1:-1]}: this is also an input; give another name for the output"
+        Path("config.toml").write_text(text)
+        assert cli.main(["run"]) == 2
+        assert capsys.readouterr().err == f"ifmdm: {told}\n"
+        assert cli.main(["config", "check"]) == 2
+        assert told in capsys.readouterr().out
+        _, finding = doctor.examine(None, {"recording": doctor.check_recording})
+        assert str(finding) == f"FAILS recording: {told}"
+    assert Path("talk.mp4").read_text() == "the voice"
+    # a voice that is not spoken is no input
+    doctor.check_recording(load_settings({"voice.file": "a.mp4", "live.record": "a.mp4", "live.source": "none"}))
 
 
 @pytest.mark.parametrize("args", [("--outputs", "camera", "--camera", "/dev/none"), ("--source", "microphone")])

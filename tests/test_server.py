@@ -22,10 +22,11 @@ from engine.features import SAMPLE_RATE
 from plugin import doctor
 from plugin import room as room_module
 from plugin import server as server_module
+from plugin import sessions as sessions_module
 from plugin.guard import Guard
 from plugin.render import bundled_portraits
 from plugin.room import Pulse
-from plugin.run import Show, make_show
+from plugin.run import Ear, Show, make_show
 from plugin.server import Server, address, listen
 from plugin.settings import SettingsError, load_settings
 from transports import websocket
@@ -378,6 +379,66 @@ def test_a_picture_without_a_length_is_limited_too_and_one_that_never_comes(monk
     assert set(got[:-2]) <= {413}
 
 
+async def begin(url: str, path: str, kind: str):
+    """Somebody sends the first byte of a body, and no more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n{{"
+    writer.write(head.encode())
+    await writer.drain()
+    return reader, writer
+
+
+async def end(peer) -> str:
+    """How that was answered: the status, and the line."""
+    reader, writer = peer
+    answer = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 8)).decode()
+    length = int(re.search(r"(?i)content-length: (\d+)", answer)[1])
+    answer = f"{answer.split()[1]} {(await reader.readexactly(length)).decode()}"
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "count", "told"),
+    [
+        ("/portrait", JSON, 1, "408 the body did not arrive within 1 s"),
+        ("/portrait?consent=true", "image/jpeg", 1, "408 the picture did not arrive within 1 s"),
+        ("/style", JSON, 1, "408 the body did not arrive within 1 s"),
+        ("/sessions", JSON, sessions_module.COMING, "408 the body did not arrive within 1 s"),
+    ],
+)
+def test_a_body_that_does_not_come_holds_up_nobody_and_is_given_up(path, kind, count, told, monkeypatch):
+    async def look():
+        async with serving(server__sessions="1") as served:
+            peers = [await begin(served.url, path, kind) for _ in range(count)]
+            await asyncio.sleep(0.1)
+            async with served.client.post(served.url + "/portrait", json={"name": "bo"}) as answer:
+                assert answer.status == 200
+            async with served.client.post(served.url + "/sessions", json={}) as answer:
+                assert answer.status == 201
+            return [await end(peer) for peer in peers]
+
+    monkeypatch.setattr(room_module, "UPLOAD_SECONDS", 1.0)
+    assert live(look()) == [told] * count
+
+
+def test_few_pictures_are_on_their_way_at_once(monkeypatch):
+    monkeypatch.setattr(room_module, "UPLOADS", 2)
+
+    async def look():
+        async with serving() as served:
+            peers = [await begin(served.url, "/portrait?consent=true", "image/jpeg") for _ in range(2)]
+            await until(lambda: served.server.room._uploads.locked())
+            another = await begin(served.url, "/portrait?consent=true", "image/jpeg")
+            refused = await end(another)
+            for _, writer in peers:
+                writer.close()
+            await until(lambda: not served.server.room._uploads.locked())
+            return refused
+
+    assert live(look()) == "503 other pictures are on their way; try again"
+
+
 def test_one_portrait_at_a_time():
     async def look():
         async with serving() as served:
@@ -619,6 +680,95 @@ def test_what_was_sent_before_a_normal_close_is_spoken():
             return served.screen.sound
 
     assert live(talk()) == pytest.approx(sent / 32768, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["samples", "ends"])
+def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypatch):
+    """Samples one by one are joined to few pieces, and ends are counted."""
+    monkeypatch.setattr(websocket, "BACKLOG_PIECES", 60)
+    sent = words(2.5)
+
+    async def talk():
+        async with serving(live__backlog="0.5") as served, served.speak() as socket:
+            (sender,) = served.server.room.sockets._senders
+            seen = []
+
+            async def watch():
+                while True:
+                    seen.append(len(sender.waiting))
+                    await asyncio.sleep(0.001)
+
+            watching = asyncio.create_task(watch())
+            if kind == "ends":
+                for _ in range(300):
+                    await socket.send_json({"type": "end"})
+                await until(lambda: max(seen, default=0) > 60)
+            else:
+                await socket.send_bytes(sent[:-6000].tobytes())  # the head is full, and the others wait
+                for sample in sent[-6000:].tolist():
+                    await socket.send_bytes(sample.to_bytes(2, "little"))
+                await socket.send_json({"type": "end"})
+                assert (await told(socket, "played"))["seconds"] == 2.5
+                assert (served.screen.sound * 32768).round().astype(int).tolist() == sent.tolist()
+            watching.cancel()
+            return max(seen)
+
+    # ends beyond the bound are not read; 50 pieces are all of the voice, and the end
+    assert live(talk()) == 61 if kind == "ends" else live(talk()) <= 51
+
+
+async def call_out(ear) -> None:
+    """Somebody speaks all the time, as into a microphone: a constant -0.25."""
+    while True:
+        ear.deliver(np.full(320, -0.25, np.float32), SAMPLE_RATE)
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("who", ["house", "guest"])
+def test_nobody_cuts_off_what_was_sent_before_a_normal_close(who):
+    """All of it waits in the head when the sender goes, and somebody else speaks meanwhile."""
+    sent = words(1.5)
+
+    async def talk():
+        async with serving() as served:
+            async with served.speak() as socket:
+                await socket.send_bytes(sent.tobytes())
+                await until(lambda: served.show.stream.unspoken > SAMPLE_RATE)
+            house = Ear(served.show.stream, True, served.show.floor)
+            other = asyncio.create_task(call_out(house if who == "house" else served.show.invite()))
+            await until(lambda: (served.screen.sound < 0).any())
+            other.cancel()
+            return served.screen.sound
+
+    assert live(talk())[: len(sent)] == pytest.approx(sent / 32768, abs=1e-6)
+
+
+@pytest.mark.parametrize("end", ["interrupt", "stop", "session"])
+def test_a_sender_that_has_gone_waits_no_longer_when_the_head_is_interrupted_or_ends(end):
+    async def talk():
+        async with serving(server__sessions="1") as served:
+            where, room = served.url, served.server.room
+            if end == "session":
+                async with served.client.post(f"{where}/sessions") as answer:
+                    where += answer.headers["Location"]
+                room = served.server.sessions.rooms[0]
+            async with served.client.ws_connect(f"{where}/speak") as socket:
+                await socket.send_bytes(words(20).tobytes())
+                await until(lambda: room.show.stream.unspoken > 10 * SAMPLE_RATE)
+            assert room.sockets.count == 1
+            if end == "interrupt":
+                async with served.client.post(f"{where}/interrupt") as answer:
+                    assert answer.status == 204
+            elif end == "session":
+                async with served.client.delete(where) as answer:
+                    assert answer.status == 204
+            else:
+                served.stop.set()
+                await served.task
+            await until(lambda: room.sockets.count == 0, 3)
+            assert room.show.floor.speaker is None
+
+    live(talk())
 
 
 @pytest.mark.parametrize(

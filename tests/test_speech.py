@@ -338,3 +338,6 @@ def test_level():
     assert level_db(tone(440, SAMPLE_RATE)) == pytest.approx(-9.03, abs=0.01)
     assert level_db(np.zeros(100, np.float32)) == level_db(np.zeros(0, np.float32)) == -120
     assert is_silent(noise(1000) * 1e-4) and not is_silent(noise(1000))
+    whole = (noise(1000) * 32767).astype(np.int16)
+    assert level_db(whole) == pytest.approx(level_db(whole / np.float32(32768)), abs=1e-4)
+    assert level_db(np.ones(100, np.int16)) == pytest.approx(-90.31, abs=0.01)  # one bit of sixteen

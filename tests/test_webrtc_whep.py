@@ -253,6 +253,22 @@ def test_other_bodies_are_refused(caplog):
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+    monkeypatch.setattr(sessions, "BODY_SECONDS", 0.2)
+
+    async def test(broadcast, client, url):
+        async def forever():
+            yield b"v=0\r\n"
+            await asyncio.sleep(60)
+
+        headers = {"Content-Type": "application/sdp"}
+        async with client.post(url, data=forever(), headers=headers) as response:
+            assert (response.status, await response.text()) == (408, "the body did not arrive within 0.2 s\n")
+            assert response.headers["Connection"] == "close"
+
+    run(test)
+
+
 def test_no_more_viewers_than_there_are_places():
     async def test(broadcast, client, url):
         texts = [await wish() for _ in range(4)]

@@ -73,7 +73,6 @@ class AudioDeviceSink(LazySink):
         self._needs: deque[float] = deque(maxlen=200)
         self._anchor: float | None = None
         self._position: int | None = None
-        self.jumps = 0
 
     def open(self, form: MediaFormat) -> None:
         self._form = form
@@ -135,7 +134,6 @@ class AudioDeviceSink(LazySink):
         """The position to play: the next one, corrected towards the wanted one."""
         error = 0 if self._position is None else wanted - self._position
         if self._position is None or abs(error) > JUMP_SECONDS * self._rate:
-            self.jumps += self._position is not None
             self._position = wanted
         elif abs(error) > DRIFT_SECONDS * self._rate:
             self._position += 1 if error > 0 else -1

@@ -25,6 +25,15 @@ AUDIO_OPTIONS = {"aac_coder": "fast"}
 # Indistinguishable from the source at arm's length, and x264 keeps up with 45 fps on half a core.
 QUALITY = {"crf": "18", "preset": "veryfast"}
 ENCODER_THREADS = 2
+# faststart: at the end the index goes to the front, so that a browser plays while it loads. For that the whole file is
+# written anew, and until then nothing of it can be played.
+AT_ONCE = {"movflags": "+faststart"}
+# A second at a time, each playable by itself, with an index of them all behind them at the end. delay_moov: with the
+# first second comes what the encoders hold back, without which picture and sound would not begin at 0.
+IN_PIECES = {"movflags": "+hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
+# Pictures are then encoded in the order in which they are shown: FFmpeg counts a file's length by its last piece, and
+# would leave out a last picture that came in the piece before.
+IN_ORDER = {"bf": "0"}
 
 # Left to itself, swscale takes the colour of every second pixel only, and rounds colours down.
 _CAREFUL = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
@@ -70,6 +79,9 @@ class Mp4Writer:
     exception removes it and leaves whatever was there before. The tracks may be written in any order, but
     what one is ahead of the other is held in memory.
 
+    In pieces, the hidden file can be played to within a second or two of its end whatever becomes of the process, it
+    stays after an exception, and `close` takes no longer for a long file than for a short one.
+
     Not for several threads at once.
     """
 
@@ -83,12 +95,14 @@ class Mp4Writer:
         audio_rate: int,
         audio_channels: int = 1,
         tags: Mapping[str, str] | None = None,
+        in_pieces: bool = False,
     ) -> None:
         """Start a file.
 
         width, height: pixels, even. fps: whole frames a second. audio_rate: Hz of what `write_audio` will be
         given; kept up to 48 kHz. audio_channels: 1 or 2. tags: what the file says of itself; MP4 keeps
         `title`, `artist`, `date`, `comment`, `description`, `copyright` and a few more, and drops other keys.
+        in_pieces: for what goes on for long, and may be cut off.
 
         Raises OutputError (a ValueError) for a path that cannot be written and for values that do not fit.
         """
@@ -106,22 +120,21 @@ class Mp4Writer:
         self._audio_rate = audio_rate
         self._layout = "mono" if audio_channels == 1 else "stereo"
         self._channels = audio_channels
+        self._in_pieces = in_pieces
         self._frames = 0
         self._samples = 0
         self._open = True
         with self._explained(), contextlib.ExitStack() as undo:
-            # faststart: the index goes to the front, so that a browser plays while it loads.
-            self._container = av.open(
-                str(self._part), "w", format="mp4", container_options={"movflags": "+faststart"}
-            )
+            options = IN_PIECES if in_pieces else AT_ONCE
+            self._container = av.open(str(self._part), "w", format="mp4", container_options=options)
             undo.callback(self.abort)
             self._container.metadata.update(tags or {})
-            self._add_video(width, height, fps)
+            self._add_video(width, height, fps, QUALITY | IN_ORDER if in_pieces else QUALITY)
             self._add_audio(audio_rate, audio_channels)
             undo.pop_all()
 
-    def _add_video(self, width: int, height: int, fps: int) -> None:
-        self._video = self._container.add_stream("libx264", rate=fps, options=QUALITY)
+    def _add_video(self, width: int, height: int, fps: int, options: Mapping[str, str]) -> None:
+        self._video = self._container.add_stream("libx264", rate=fps, options=options)
         context = self._video.codec_context
         context.width, context.height = width, height
         context.pix_fmt = "yuv420p"
@@ -143,6 +156,11 @@ class Mp4Writer:
         self._resampler = None
         if kept != rate:
             self._resampler = av.AudioResampler(format="fltp", layout=self._layout, rate=kept)
+
+    @property
+    def part(self) -> Path:
+        """The hidden file."""
+        return self._part
 
     @property
     def frames(self) -> int:
@@ -221,15 +239,15 @@ class Mp4Writer:
             self.abort()
 
     def abort(self) -> None:
-        """Give the file up: nothing of it stays. Does nothing after `close`."""
+        """Give the file up: nothing of it stays, but for pieces with pictures in them. Does nothing after `close`."""
         if not self._open:
             return
         self._open = False
         # The encoder or the disk may be what failed; what counts here is that nothing is left behind.
         with contextlib.suppress(Exception):
             self._container.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._part.unlink()
+        if not (self._in_pieces and self._frames):
+            self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

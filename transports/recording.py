@@ -19,7 +19,8 @@ CLOSE_SECONDS = 30.0
 class RecordingSink(LazySink):
     """Writes what the head does and says. Time that no frame came for passes: the picture stands, the sound is silence.
 
-    The encoder has a thread of its own, so that a slow disk holds up nobody else.
+    The encoder has a thread of its own, so that a slow disk holds up nobody else. What is cut off, with the process or
+    the machine, is in the hidden file beside the one to be, see Mp4Writer.
     """
 
     name = "recording"
@@ -33,13 +34,14 @@ class RecordingSink(LazySink):
         self._changed = threading.Condition()
         self._closing = False
         self._problem = ""
-        self.dropped = 0
+        self.dropped = self._told = 0
 
     def open(self, form: MediaFormat) -> None:
         self._form = form
         self._writer = Mp4Writer(
-            self._path, width=form.width, height=form.height, fps=form.fps, audio_rate=form.audio_rate, tags=self._tags
-        )
+            self._path, width=form.width, height=form.height, fps=form.fps, audio_rate=form.audio_rate, tags=self._tags,
+            in_pieces=True,
+        )  # fmt: skip
         self._first: MediaFrame | None = None
         self._image: np.ndarray | None = None
         self._samples = 0
@@ -66,7 +68,13 @@ class RecordingSink(LazySink):
             self._changed.notify()
 
     def check(self) -> str:
-        return self._problem
+        dropped, self._told = self.dropped - self._told, self.dropped
+        if self._problem or not dropped:
+            return self._problem
+        return (
+            f"{self._path}: encoder or disk are too slow, and pictures are left out; close other programs, or lower "
+            "fps or size under [video]"
+        )
 
     def close(self) -> None:
         """Finish the file; without a single picture there is none. Raises OutputError if it could not be written."""
@@ -75,21 +83,25 @@ class RecordingSink(LazySink):
             self._changed.notify()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            raise TransportError(f"{self._path}: the disk did not take the rest of the recording; there is no file")
+            raise TransportError(
+                f"{self._path}: the disk did not take the end of the recording in {CLOSE_SECONDS:g} s; "
+                f"what it took is in {self._writer.part}"
+            )
         if self._problem:
             raise TransportError(self._problem)
 
     def _run(self) -> None:
         try:
-            # leaving the block finishes the file, or removes it after an error
+            # leaving the block finishes the file
             with self._writer:
                 while (frame := self._next()) is not None:
                     self._write(frame)
                 if not self._writer.frames:  # it ended before the first picture, which is nobody's fault
                     self._writer.abort()
         except ValueError as error:  # OutputError; nobody waits for this thread until the end
+            left = f"; what came before is in {self._writer.part}" if self._writer.part.exists() else ""
             with self._changed:
-                self._problem = str(error)
+                self._problem = f"{error}{left}"
                 self._waiting.clear()
 
     def _next(self) -> MediaFrame | None:

@@ -27,6 +27,8 @@ RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 #: A camera that took nothing for so long is dead, whatever it says: drivers report failures to standard error only.
 DEAD_SECONDS = 2.0
 CHECK_SECONDS = 1.0
+#: Of the moments at which a picture is to be sent, how many may pass unused before that is told.
+LATE_SHARE = 0.25
 WIDE = (1280, 720)
 _MEND = {
     "linux": "load one: sudo modprobe v4l2loopback exclusive_caps=1 card_label=ifmdm (Debian's v4l2loopback-dkms)",
@@ -111,7 +113,7 @@ class VirtualCameraSink(LazySink):
         self._problem = ""
         self._thread: threading.Thread | None = None
         self.sent = 0
-        self.late = 0
+        self.late = self._told = 0
 
     @property
     def device(self) -> str:
@@ -122,7 +124,7 @@ class VirtualCameraSink(LazySink):
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
-    def connect(self, width: int, height: int, fps: int = 30) -> None:
+    def connect(self, width: int, height: int, fps: int) -> None:
         """Open the camera for a head of that size and rate, without showing anything. Raises TransportError."""
         self._size = WIDE if self._options.shape == "wide" else (width, height)
         self._fps = self._options.fps or fps
@@ -229,7 +231,7 @@ class VirtualCameraSink(LazySink):
                 self._disconnect()
                 if not self._reconnect(tries):
                     return
-                tries += 1
+                begins, turn, tries = self._clock(), 0, tries + 1
                 continue
             tries, self._problem, self._took = 0, "", self._clock()
             self.sent += 1
@@ -261,11 +263,17 @@ class VirtualCameraSink(LazySink):
         return False
 
     def check(self) -> str:
+        late, self._told = self.late - self._told, self.late
         if self._problem:
             return self._problem
         stuck = self._clock() - self._took
         if self.sent and stuck > DEAD_SECONDS:
             return f"{self.device or 'camera'}: has taken no picture for {stuck:.0f} s"
+        if late > LATE_SHARE * self._fps * CHECK_SECONDS:
+            return (
+                f"{self.device or 'camera'}: gets fewer pictures than {self._fps} a second; close other programs, or "
+                "lower fps under [camera]"
+            )
         return ""
 
     def close(self) -> None:
@@ -290,10 +298,10 @@ def camera_backends() -> list[str]:
     return sorted(camera.BACKENDS)
 
 
-def try_camera(options: CameraOptions) -> str:
-    """Open and close the camera; its device. Raises TransportError."""
+def try_camera(options: CameraOptions, size: int, fps: int) -> str:
+    """Open and close the camera for a head of that size and rate; its device. Raises TransportError."""
     sink = VirtualCameraSink(options)
-    sink.connect(*WIDE)
+    sink.connect(size, size, fps)
     device = sink.device
     sink.close()
     return device

@@ -3,9 +3,9 @@
     GET /speak?encoding=s16le&rate=24000&channels=1
 
 Binary messages are raw samples of that form, lower byte first, channels interleaved, cut anywhere: what is left of a
-sample goes before the next message. They may come faster than they are spoken; when `BACKLOG_BYTES` wait beside what
-the head itself holds, nothing more is read until there is room, and the sender's TCP connection waits. Text messages
-are JSON objects:
+sample goes before the next message. They may come faster than they are spoken; when `BACKLOG_BYTES` or
+`BACKLOG_PIECES` wait beside what the head itself holds, nothing more is read until there is room, and the sender's TCP
+connection waits. Text messages are JSON objects:
 
     {"type": "interrupt"}   stop speaking and drop all that was sent before
     {"type": "end"}         the utterance is complete; played follows when it is spoken
@@ -37,8 +37,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from transports.media import TransportError
 from transports.pcm import ENCODINGS
 
-#: What may wait here, in bytes as sent: some minutes of 16 kHz speech.
-BACKLOG_BYTES = 8 << 20
+#: What may wait here, in bytes as sent: some minutes of 16 kHz speech; and in pieces, of which an end is one.
+BACKLOG_BYTES, BACKLOG_PIECES = 8 << 20, 1 << 15
 #: The largest message; a larger one closes the connection with 1009.
 MESSAGE_BYTES = 1 << 20
 #: The head is fed this much at a time, and looked at this often.
@@ -179,6 +179,8 @@ class _Sender:
             self.waiting.append(None)
         else:
             self.size += samples.nbytes
+            if self.waiting and self.waiting[-1] is not None:  # however short messages are, pieces are not
+                samples = np.concatenate([self.waiting.pop(), samples])
             self.waiting.extend(slices(samples, self.form.rate))
         self.changed.set()
 
@@ -242,7 +244,7 @@ class _Sender:
                 self.put(splitter.push(message.data))
             elif message.type is WSMsgType.TEXT:
                 self._obey(message.data)
-            while self.size > BACKLOG_BYTES:
+            while self.size > BACKLOG_BYTES or len(self.waiting) > BACKLOG_PIECES:
                 await asyncio.sleep(POLL_SECONDS)
         return self.socket.close_code or WSCloseCode.ABNORMAL_CLOSURE
 
@@ -266,6 +268,7 @@ class SpeechSockets:
         connections at once."""
         self._listen, self._interrupt, self._limit = listen, interrupt, limit
         self._senders: set[_Sender] = set()
+        self._closed = False
 
     @property
     def count(self) -> int:
@@ -311,11 +314,12 @@ class SpeechSockets:
     async def _serve(self, sender: _Sender) -> None:
         tasks = [asyncio.ensure_future(each) for each in (sender.feed(), sender.report(), sender.ping())]
         try:
-            code = await sender.read()
-            if code == WSCloseCode.OK:  # what it sent is still spoken
-                while sender.waiting and code == WSCloseCode.OK:
+            if await sender.read() == WSCloseCode.OK:  # what it sent is still spoken, and nobody else speaks before
+                while sender.waiting and not self._closed:
                     await asyncio.sleep(POLL_SECONDS)
                 sender.voice.finish()
+                while sender.voice.unspoken > 0 and not self._closed:
+                    await asyncio.sleep(POLL_SECONDS)
         except TransportError as error:
             await sender.socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=str(error).encode())
         except ConnectionError:
@@ -327,6 +331,7 @@ class SpeechSockets:
 
     async def aclose(self) -> None:
         """Tell all that the head goes away (1001), and close."""
+        self._closed = True
         closing = [
             sender.socket.close(code=WSCloseCode.GOING_AWAY, message=b"the head stops") for sender in self._senders
         ]

@@ -19,7 +19,8 @@ from aiortc.sdp import candidate_from_sdp
 from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take, take_names
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
-MAX_BYTES = 64 * 1024
+#: The largest body, and how long it may take to arrive.
+MAX_BYTES, BODY_SECONDS = 64 * 1024, 10.0
 #: Time for ICE and DTLS, and to let a peer go.
 CONNECT_SECONDS, LEAVE_SECONDS = 20.0, 3.0
 RETRY_AFTER = "5"
@@ -172,11 +173,14 @@ async def read_body(request: web.Request, kind: str) -> str:
     if (request.content_length or 0) > MAX_BYTES:
         raise Refusal(413, f"more than {MAX_BYTES} bytes")
     try:
-        async for chunk in request.content.iter_chunked(MAX_BYTES):
-            body += chunk
-            if len(body) > MAX_BYTES:
-                raise Refusal(413, f"more than {MAX_BYTES} bytes")
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_chunked(MAX_BYTES):
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise Refusal(413, f"more than {MAX_BYTES} bytes")
         return body.decode()
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except (UnicodeDecodeError, web.RequestPayloadError):
         request.content.feed_eof()  # else aiohttp reads on to the end, and logs the same error with a traceback
         raise Refusal(400, "the body cannot be read; send UTF-8") from None
