@@ -56,7 +56,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, capsys
     train(first, 4)
     first.save()
     resumed = opened(tmp_path)
-    assert capsys.readouterr().out == "resumed at step 4\n"
+    assert capsys.readouterr().out == f"{tmp_path}: resumed at step 4\n"
     assert same(numbers(resumed), numbers(first))
     train(resumed, 9)
     assert same(numbers(resumed), numbers(whole))
@@ -202,7 +202,7 @@ def test_weights_that_cannot_be_started_from_are_refused_in_one_line(tmp_path):
     damaged, other = tmp_path / "damaged", shipped(tmp_path / "other", network(1), "motion")
     damaged.mkdir()
     (damaged / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes()[:-9])
-    for folder, says in ((tmp_path, "cannot be read"), (damaged, "cannot be read"), (other, "fits the renderer")):
+    for folder, says in ((tmp_path, "neither weights nor a run"), (damaged, "cannot be read"), (other, "fits the renderer")):
         with pytest.raises(InputError, match=says) as refused:
             start_from_weights(network(2), tmp_path, folder, "renderer")
         assert str(refused.value).startswith(str(folder))

@@ -25,7 +25,7 @@ from engine.renderer.cpu import (
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
-from engine.renderer.matte import crown, fill, mirror, part, refine
+from engine.renderer.matte import crown, fill, mirrors, part, refine
 from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -333,7 +333,29 @@ def test_beside_the_person_the_wall_goes_on():
     dark = back[200:280, 118].mean(1) < 120  # ten pixels inside the outline
     assert np.abs(np.flatnonzero(dark).mean() + 200 - 237.5) < 3
     assert np.array_equal(back[beyond], picture[beyond])
-    assert (mirror(np.ones((64, 64), bool))[5, 9] == [9, 5]).all()  # nobody sees past who fills the picture
+    # nobody sees past who fills the picture
+    assert all((places[5, 9] == [9, 5]).all() for places, _ in mirrors(np.ones((64, 64), bool)))
+
+
+def test_above_the_head_the_wall_goes_on():
+    """Where the mirror images of both sides meet, above a head that nearly touches the edge, there is no smear."""
+    size, rng = 512, np.random.default_rng(3)
+    wall = cv2.GaussianBlur(rng.normal(0, 60, (size, size, 3)), (0, 0), 1.5) + 150
+    picture = wall.clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[:size, :size]
+    matte = (0.5 - (np.hypot(x - 256, y - 162) - 150) / 4).clip(0, 1).astype(np.float32)
+    back = part(np.where(matte[..., None] > 0.5, np.uint8(20), picture), matte).back.astype(np.float32)
+    detail = (cv2.Laplacian(back, cv2.CV_32F) ** 2).mean(2)
+    assert np.median(detail[2:34, 250:262]) > 0.3 * np.median(detail[2:34, 20:120])
+
+
+@given(st.lists(st.tuples(st.integers(0, 63), st.integers(0, 63), st.integers(1, 30)), max_size=4))
+def test_mirror_images_share_what_is_hidden(holes):
+    y, x = np.mgrid[:64, :64]
+    hidden = np.any([np.hypot(x - cx, y - cy) < radius for cx, cy, radius in holes] or [np.zeros((64, 64), bool)], 0)
+    (right, share), (left, rest) = mirrors(hidden)
+    assert np.allclose(share + rest, 1) and (share >= 0).all() and (rest >= 0).all()
+    assert np.isfinite(right).all() and np.isfinite(left).all()
 
 
 def test_a_wall_beside_a_narrow_jaw_is_no_face():

@@ -18,6 +18,8 @@ FILL = 256
 #: The background is mirrored where it comes next to the person, across counting so much nearer than down (shelves,
 #: horizons and seams of walls go across), by a line that is smooth within this share of the side.
 ACROSS, SMOOTH = 4, 1 / 32
+#: What is mirrored from the right and what is from the left are cross-faded within this share of the side.
+FADE = 1 / 50
 #: The matte's edge follows that of the picture within this share of its side.
 EDGE = 1 / 32
 #: Where less than this of a pixel is background, it is filled in.
@@ -79,37 +81,60 @@ def fill(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
     return picture * known[..., None] + coarse * (1 - known[..., None])
 
 
-def mirror(hidden: np.ndarray) -> np.ndarray:
-    """What is hidden (S, S) bool -> where its mirror image lies, x and y (S, S, 2) float32 in pixels, as far beyond the
-    nearest place that is not hidden as it lies before it. Places that are not hidden stay where they are, all of them
-    if everything is hidden."""
+def mirrors(hidden: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What is hidden (S, S) bool -> where its mirror images to the right and to the left lie, x and y (S, S, 2) float32
+    in pixels, as far beyond the nearest place that is not hidden as it lies before it, and what share (S, S) of it each
+    shows. What has that place straight above or below is in both, and so is, where it is, what is not hidden."""
     size = len(hidden)
     here = np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
+    off = _outwards(hidden)
+    aside = np.sign(off[..., 0])
+    share = cv2.GaussianBlur((1 + aside) / 2, (0, 0), FADE * size)
+    images = []
+    for side, part in ((1, share), (-1, 1 - share)):
+        # smooth on either side for itself, and on beyond where they meet: in between lies what is hidden most
+        own = (aside != -side).astype(np.float32)
+        amount = np.maximum(cv2.GaussianBlur(own, (0, 0), SMOOTH * size), 1e-3)
+        way = cv2.GaussianBlur(off * own[..., None], (0, 0), SMOOTH * size) / amount[..., None]
+        images.append((here + 2 * way, part))
+    return images
+
+
+def _outwards(hidden: np.ndarray) -> np.ndarray:
+    """What is hidden (S, S) bool -> the way from each pixel to the nearest that is not (S, S, 2) float32, x and y; none
+    if everything is."""
+    here = np.stack(np.meshgrid(*[np.arange(len(hidden), dtype=np.float32)] * 2), -1)
     tall = np.repeat(hidden.astype(np.uint8), ACROSS, 0)
     _, labels = cv2.distanceTransformWithLabels(tall, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     rows, columns = np.nonzero(tall == 0)
     if len(rows) == 0:
-        return here
+        return np.zeros_like(here)
     nearest = np.zeros((labels.max() + 1, 2), np.float32)
     nearest[labels[rows, columns]] = np.stack([columns, rows // ACROSS], 1)
-    off = np.where(hidden[..., None], nearest[labels[ACROSS // 2 :: ACROSS]] - here, 0)
-    return here + 2 * cv2.GaussianBlur(off, (0, 0), SMOOTH * size)
+    return np.where(hidden[..., None], nearest[labels[ACROSS // 2 :: ACROSS]] - here, 0)
 
 
 def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Picture (S, S, 3) uint8 and how much of each pixel is background (S, S) float32 -> (S, S, 3) float32, the
-    background where little of it is known: the mirror image of what is, and what lies around where that is none."""
+    background where little of it is known: the mirror images of what is, and what lies around where those are none."""
     size = len(pixels)
     small = cv2.resize(pixels, (FILL, FILL), interpolation=cv2.INTER_AREA).astype(np.float32)
     known_there = cv2.resize(known, (FILL, FILL), interpolation=cv2.INTER_AREA)
     filled = cv2.resize(fill(small, known_there), (size, size), interpolation=cv2.INTER_LINEAR)
-    # where a mirror shows what is smooth as well, and need not be found for each pixel
-    seen = (mirror(known_there < SEEN) + 0.5) * np.float32(size / FILL) - 0.5
-    seen = cv2.resize(seen, (size, size), interpolation=cv2.INTER_LINEAR)
-    pixels, known = (
-        cv2.remap(x, seen, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for x in (pixels, known)
-    )
-    return pixels * known[..., None] + filled * (1 - known[..., None])
+    shown, amount = np.zeros_like(filled), np.zeros_like(known)
+    for places, share in mirrors(known_there < SEEN):
+        # where a mirror shows what is smooth as well, and need not be found for each pixel
+        seen = (places + 0.5) * np.float32(size / FILL) - 0.5
+        seen, share = (cv2.resize(x, (size, size), interpolation=cv2.INTER_LINEAR) for x in (seen, share))
+        image, there = (
+            cv2.remap(x, seen, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for x in (pixels, known)
+        )
+        there *= share
+        shown += image * there[..., None]
+        amount += there
+    # half is enough: where one of both shows nothing, the other does
+    sure = (2 * amount).clip(max=1)
+    return shown * (sure / np.maximum(amount, 1e-4))[..., None] + filled * (1 - sure)[..., None]
 
 
 def part(pixels: np.ndarray, matte: np.ndarray) -> Layers:

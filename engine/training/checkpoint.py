@@ -129,6 +129,8 @@ def learned(folder: Path, part: str) -> dict[str, Tensor]:
     weights folder ships, in float16. Raises InputError where there are none."""
     if (folder / "weights.safetensors").is_file():
         return shipped_part(folder, part)
+    if not (folder / FILE).is_file():
+        raise InputError(f"{folder}: neither weights nor a run that was begun; give a folder of one or the other")
     average, prefix = read(folder)["average"], part + "."
     own = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
     return own or average  # a run of stage 1 is of the renderer alone

@@ -150,7 +150,6 @@ class Windows:
     latents: Tensor
     present: Tensor
     features: Tensor
-    clear: Tensor  # (B, 2 W, 64) the features of the same voice, close by and in a quiet room
     statistics: Tensor
     true: Tensor  # (B, 2 D) the statistics as they are, see ASTRAY
     prefix: Tensor  # (B,) length of the clean past, counted from the first present token
@@ -217,14 +216,14 @@ class WindowSampler:
         features = log_mel(torch.from_numpy(audio), self.filters, self.window)
         latents, present, statistics = (torch.from_numpy(x) for x in (latents, present, statistics))
         none = torch.zeros(len(clips))
-        return Windows(latents, present, features, features, statistics, statistics, none.long(), none)
+        return Windows(latents, present, features, statistics, statistics, none.long(), none)
 
     def batch(self, size: int, seed: int, step: int, augmented: bool = True) -> Windows:
         rng = np.random.default_rng((seed, step))
         length = self.shape.window
         latents = np.zeros((size, length, self.shape.latent), np.float32)
         present = np.zeros((size, length), np.float32)
-        audio, quiet = np.zeros((2, size, WINDOW - HOP + length * LATENT_HOP), np.float32)
+        audio = np.zeros((size, WINDOW - HOP + length * LATENT_HOP), np.float32)
         statistics, true = np.zeros((2, size, 2 * self.shape.latent), np.float32)
         read = np.zeros(size, np.float32)
         for row, pick in enumerate(rng.choice(len(self.clips), size, p=self.weight)):
@@ -236,7 +235,8 @@ class WindowSampler:
             if augmented and rng.random() < 0.6:
                 speed = float(rng.uniform(*SPEEDS))
                 z, sound = at_speed(z, speed), at_speed(sound, speed)
-            heard = augment(sound, rng) if augmented else sound
+            if augmented:
+                sound = augment(sound, rng)
             count = min(length, len(z))
             if augmented and rng.random() < 0.35:  # streams begin: a past of nothing, then little by little
                 count = int(rng.integers(8, count + 1))
@@ -247,15 +247,14 @@ class WindowSampler:
             latents[row, left : left + count] = (z[at : at + count] - mean) / self.normaliser.within
             present[row, left : left + count] = 1
             head = WINDOW - HOP
-            piece = slice(max(0, at * LATENT_HOP - head), (at + count) * LATENT_HOP)
+            piece = sound[max(0, at * LATENT_HOP - head) : (at + count) * LATENT_HOP]
             end = head + (left + count) * LATENT_HOP
-            for track, voice in ((audio, heard), (quiet, sound)):
-                track[row, end - len(voice[piece]) : end] = voice[piece]
+            audio[row, end - len(piece) : end] = piece
             true[row] = statistics[row] = self.normaliser.statistics(mean, deviation)
             if augmented:
                 mean = mean + self._astray(deviation / self.normaliser.within, rng) * self.normaliser.within
                 statistics[row] = self.normaliser.statistics(mean, deviation)
-        features, clear = (log_mel(torch.from_numpy(x), self.filters, self.window) for x in (audio, quiet))
+        features = log_mel(torch.from_numpy(audio), self.filters, self.window)
         if augmented:
             features = warp_features(features, torch.Generator().manual_seed(int(rng.integers(2**31))))
         count = present.sum(1)
@@ -264,7 +263,6 @@ class WindowSampler:
             torch.from_numpy(latents),
             torch.from_numpy(present),
             features,
-            clear,
             torch.from_numpy(statistics),
             torch.from_numpy(true),
             torch.from_numpy(np.maximum(prefix, 0).astype(np.int64)),
@@ -313,7 +311,7 @@ def flow_loss(
     new = (present * (1 - past))[..., None]
     flow = noise - latents
     if elder is not None:
-        said = elder(mixed, level, past, present, batch.clear, hears, batch.true, knows)
+        said = elder(mixed, level, past, present, batch.features, hears, batch.true, knows)
         share = KEEP * (1 - batch.read[:, None, None])
         flow = flow + share * ((said - flow) @ elder.watched) @ elder.watched.T
     error = (velocity - flow) @ care
@@ -401,8 +399,7 @@ class Speaker(nn.Module):
 @dataclass(frozen=True)
 class Elder:
     """A speaker that has learned already, and teaches another how lips and lids move (KEEP). It knows the statistics as
-    they are, and hears the voice close by and in a quiet room, so that the other learns to follow it through noise and
-    echoes as well. watched (D, 4): see there."""
+    they are. watched (D, 4): see there."""
 
     speaker: Speaker
     watched: Tensor
