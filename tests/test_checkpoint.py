@@ -202,7 +202,8 @@ def test_weights_that_cannot_be_started_from_are_refused_in_one_line(tmp_path):
     damaged, other = tmp_path / "damaged", shipped(tmp_path / "other", network(1), "motion")
     damaged.mkdir()
     (damaged / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes()[:-9])
-    for folder, says in ((tmp_path, "neither weights nor a run"), (damaged, "cannot be read"), (other, "fits the renderer")):
+    faults = {tmp_path: "neither weights nor a run", damaged: "cannot be read", other: "fits the renderer"}
+    for folder, says in faults.items():
         with pytest.raises(InputError, match=says) as refused:
             start_from_weights(network(2), tmp_path, folder, "renderer")
         assert str(refused.value).startswith(str(folder))
