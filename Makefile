@@ -25,7 +25,12 @@ run: $(VENV)/.run
 	@exec $(BIN)/ifmdm run $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.browser
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m beside --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not beside"
+endif
 	$(BIN)/ruff check .
 
 test-browser: $(VENV)/.test $(VENV)/.browser

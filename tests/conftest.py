@@ -17,6 +17,20 @@ from engine.portrait import Portrait, load_portrait
 settings.register_profile("ifmdm", deadline=None, print_blob=True)
 settings.load_profile("ifmdm")
 
+#: Modules whose tests need neither a clock nor a network nor other processes, and may run beside others.
+BESIDE = {
+    "test_anchor", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint", "test_closing",
+    "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features", "test_gather", "test_generator",
+    "test_head", "test_lids", "test_metrics", "test_painting", "test_portrait", "test_render", "test_renderer",
+    "test_samplers", "test_speech", "test_stream", "test_timing", "test_torch_batch", "test_training", "test_weights",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in BESIDE:
+            item.add_marker("beside")
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
