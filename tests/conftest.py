@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from engine.portrait import Portrait, load_portrait
 # Decoding and face detection take as long as the machine is busy; that is no failure.
 settings.register_profile("ifmdm", deadline=None, print_blob=True)
 settings.load_profile("ifmdm")
+
+# A script's background ignores Ctrl-C, and so would all that is started here: then what it does cannot be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose tests need neither a clock nor a network nor other processes, and may run beside others.
 BESIDE = {

@@ -1384,7 +1384,7 @@ def test_export_gathers_averaged_weights_and_what_the_runtime_must_know(
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()} == {0o644}
 
 
-def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tmp_path, monkeypatch):
+def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tmp_path, monkeypatch, capsys):
     shipped = load_file(WEIGHTS["research"] / "weights.safetensors")
     renderer, run = Renderer(), tmp_path / "renderer"
     run.mkdir()
@@ -1406,6 +1406,7 @@ def test_a_renderer_that_kept_its_encoder_is_exported_with_all_else_as_it_was(tm
 
     monkeypatch.setattr(export, "export", keep)
     assert export.run(asked("--from", WEIGHTS["research"])) == 0
+    assert "the gauges are other ones" in capsys.readouterr().out  # than those that `speaking` and `blink` were read by
     assert same_state(given["renderer"].state_dict(), own | kept)
     for part in ("motion", "speech"):
         for name, value in given[part].state_dict().items():

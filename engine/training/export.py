@@ -436,7 +436,8 @@ def _renewed(renderer: Renderer, steps: int, weights: Path, output: Path, licenc
 
     def kept(part: str) -> bool:
         state = renderer.get_submodule(part).state_dict()
-        return all(torch.equal(value.half(), shipped[f"{part}.{name}"]) for name, value in state.items())
+        there = {name: shipped.get(f"{part}.{name}", torch.empty(0)) for name in state}
+        return all(torch.equal(value.half(), there[name]) for name, value in state.items())
 
     if not kept("encoder"):
         raise InputError(f"{weights}: its encoder is not the renderer's; train motion on the new one's latents")

@@ -485,8 +485,8 @@ $("file").onchange = async () => {
   const [file] = $("file").files;
   $("file").value = "";
   if (!file) return;
+  forget();
   shown = file;
-  chosen = null;
   $("consent").checked = false;
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
@@ -514,12 +514,14 @@ async function fit(file) {
 const ready = () => { $("upload-use").disabled = !($("consent").checked && chosen); };
 $("consent").onchange = ready;
 $("upload-cancel").onclick = () => $("upload").close();
-$("upload").onclose = () => {
+// that it closed is told later, and it may be open again by then
+$("upload").onclose = () => $("upload").open || forget();
+function forget() {
   const url = $("preview").src;
   $("preview").removeAttribute("src");
-  URL.revokeObjectURL(url);
+  if (url) URL.revokeObjectURL(url);
   shown = chosen = null;
-};
+}
 $("upload").querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
   const body = chosen; // the dialog may be about another one when the answer comes
