@@ -595,6 +595,17 @@ def test_ours_are_made_with_their_settings():
         assert adapters.make_source(load_settings({"live.source": source})) is not None
 
 
+def refused_by_config_check(text: str, told: str, capsys) -> str:
+    """A config.toml whose one fault is told in one line, which is given back."""
+    Path("config.toml").write_text(text)
+    assert cli.main(["config", "check"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith(told)
+    assert shown.count("\n") == 1
+    return shown
+
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -623,11 +634,7 @@ def test_ours_are_made_with_their_settings():
     ],
 )
 def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys):
-    Path("config.toml").write_text(text)
-    assert cli.main(["config", "check"]) == 2
-    shown = capsys.readouterr().out
-    assert shown.startswith(told)
-    assert shown.count("\n") == 1
+    refused_by_config_check(text, told, capsys)
     assert cli.main(["run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"ifmdm: {told}")
@@ -644,11 +651,7 @@ def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys
     ],
 )
 def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys):
-    Path("config.toml").write_text(text)
-    assert cli.main(["config", "check"]) == 2
-    shown = capsys.readouterr().out
-    assert shown.startswith(told)
-    assert shown.count("\n") == 1
+    shown = refused_by_config_check(text, told, capsys)
     _, finding = doctor.examine(None, {"clip": doctor.CHECKS["clip"]})
     assert str(finding) == f"FAILS clip: {shown.strip()}"
     assert cli.main(["render"]) == 2

@@ -87,7 +87,7 @@ def mirrors(hidden: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     shows. What has that place straight above or below is in both, and so is, where it is, what is not hidden."""
     size = len(hidden)
     here = np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
-    off = _outwards(hidden)
+    off = _outwards(hidden, here)
     aside = np.sign(off[..., 0])
     share = cv2.GaussianBlur((1 + aside) / 2, (0, 0), FADE * size)
     images = []
@@ -100,10 +100,9 @@ def mirrors(hidden: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return images
 
 
-def _outwards(hidden: np.ndarray) -> np.ndarray:
-    """What is hidden (S, S) bool -> the way from each pixel to the nearest that is not (S, S, 2) float32, x and y; none
-    if everything is."""
-    here = np.stack(np.meshgrid(*[np.arange(len(hidden), dtype=np.float32)] * 2), -1)
+def _outwards(hidden: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """What is hidden (S, S) bool, and each pixel's own x and y (S, S, 2) float32 -> the way from it to the nearest that
+    is not hidden; none if everything is."""
     tall = np.repeat(hidden.astype(np.uint8), ACROSS, 0)
     _, labels = cv2.distanceTransformWithLabels(tall, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     rows, columns = np.nonzero(tall == 0)
