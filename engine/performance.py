@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.blinks import Blinks
 from engine.features import BANDS, LogMel
+from engine.meeting import Meeting
 from engine.motion.generator import MotionGenerator, Pace, Statistics
 from engine.motion.timing import SPLINE_REACH, Track
 from engine.style import Style, statistics
@@ -44,6 +45,7 @@ class Performance:
         self._glide = Glide(statistics(model, portrait.latent, style))
         self.features = LogMel()
         self.motion = MotionGenerator.of(model, self._glide.goal, portrait.latent, seed, pace)
+        self._meeting = Meeting.of(model, portrait)
         self._blinks = Blinks.of(model, portrait, seed)
         self.track = Track(fps)
 
@@ -89,8 +91,9 @@ class Performance:
         # the motion's own past is relative to its mean, so it moves along
         self.motion.statistics = replace(current, mean=current.mean + shift)
         self.track.shift(shift)
+        self._meeting = Meeting.of(self._model, portrait)
         self._blinks.change_portrait(self._model, portrait)
         self._portrait, self._glide.goal = portrait, goal
 
     def _move(self, features: np.ndarray) -> None:
-        self.track.push(self._blinks.push(self.motion.push(features)))
+        self.track.push(self._blinks.push(self._meeting.push(self.motion.push(features))))

@@ -18,15 +18,22 @@ from engine.training import closures, report, sheets
 from engine.training.clips import RATE, SAMPLES_PER_FRAME, fit_voice
 from engine.training.held_out import HELD_OUT
 from engine.training.landmarks import mouth_opening
-from engine.training.tracks import SIZE, Tools, make_track, measure_detail, measure_identity, measure_motion, resized
+from engine.training.tracks import (
+    FULL,
+    SIZE,
+    Tools,
+    make_track,
+    measure_detail,
+    measure_identity,
+    measure_motion,
+    resized,
+)
 from engine.training.workers import Call, results
 
 #: Frames on a sheet beside the portrait, and stills on a sheet.
 FRAMES, ROWS = 9, 6
 #: The background is what lies outside the hull of the face's landmarks, grown by so much about its middle.
 GROWN = 1.3
-#: Stills are shown, and their background compared, at this size.
-FULL = 512
 
 DEFINITIONS = {
     "found": "share of frames in which a face is found",

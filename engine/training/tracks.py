@@ -23,6 +23,8 @@ from engine.training.landmarks import (
 
 #: Pictures are compared, and landmarks found, at this size, whatever the size of the clip.
 SIZE = 256
+#: Stills, and portraits that are stills, are shown at this size.
+FULL = 512
 #: A track in which fewer faces are found is not measured by its landmarks.
 FOUND_ENOUGH = 0.8
 

@@ -19,7 +19,7 @@ from engine.training.clips import RATE, SAMPLES_PER_FRAME, Clip, ClipError, fit_
 from engine.training.degrade import CONDITIONS
 from engine.training.landmarks import mouth_opening
 from engine.training.phonemes import BILABIAL, OTHER, SENTENCES, SILENCE, VOICES, Phoneme, Utterance, Voice, synthesise
-from engine.training.tracks import SIZE, Tools, make_track
+from engine.training.tracks import FULL, Tools, make_track
 from engine.training.workers import Call, results
 
 #: The first so many bundled portraits speak; the first alone hears what is degraded, and fewer sentences of it.
@@ -63,7 +63,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class VoiceTask:
-    """A portrait (256, 256, 3) that speaks a track of sentences."""
+    """A portrait (512, 512, 3) that speaks a track of sentences."""
 
     voice: str
     condition: str
@@ -107,7 +107,7 @@ def plan(
 ) -> list[VoiceTask]:
     """The tracks: each voice on each portrait, then each condition but "clean" on the first one."""
     tasks = []
-    faces = [(path.stem, load_portrait(path, SIZE).pixels) for path in portraits[:PORTRAITS]]
+    faces = [(path.stem, load_portrait(path, FULL).pixels) for path in portraits[:PORTRAITS]]
     for voice in VOICES:
         utterances = [read(voice, text) for text in SENTENCES[voice.language][:limit]]
         for condition in conditions:
