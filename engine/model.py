@@ -165,13 +165,13 @@ class Model:
         return tuple(self.arrays[name] * self.arrays["within"] for name in ("lips", "lids"))
 
     def prepare(self, portrait: Portrait) -> PreparedPortrait:
-        """Run the portrait network, once a portrait, a fraction of a second; where its lips are open in a smile, or
-        parted, they are closed first (see engine/renderer/closing.py), and it is run again."""
+        """Run the portrait network, once a portrait, a fraction of a second; where it smiles with open lips, they are
+        closed first (see engine/renderer/closing.py), and it is run again."""
         pixels, keypoints, own_teeth = portrait.pixels, portrait.keypoints, None
         fields, inputs = self._fields(pixels, keypoints)
         found = Outline(*fields["lips"][0].tolist())
-        box = mouth_box(keypoints)
-        if closing.smiles(found) or closing.parted(found, float(box[2]) * len(pixels)):
+        if closing.smiles(found):
+            box = mouth_box(keypoints)
             own_teeth = closing.teeth(pixels, box, found, INSIDE)
             pixels = closing.close(pixels, box, found)
             fields, inputs = self._fields(pixels, keypoints)

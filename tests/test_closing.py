@@ -12,7 +12,7 @@ from engine.model import WEIGHTS, Model
 from engine.portrait import Portrait
 from engine.renderer import closing
 from engine.renderer.boxes import mouth_box
-from engine.renderer.closing import FINE, OPEN, PARTED, SPARED, WIDE, WORD, close, parted, smiles, teeth
+from engine.renderer.closing import OPEN, SPARED, WIDE, close, smiles, teeth
 from engine.renderer.cpu import CpuRenderer
 from engine.renderer.inside import raster
 from engine.renderer.outline import Outline
@@ -100,15 +100,6 @@ def test_lips_that_meet_are_left_alone():
     assert moved.sum() < 8 * SPARED * BOX[2] * 512 * SMILE.across * BOX[2] * 512
 
 
-def test_lips_that_are_a_little_parted_are_closed_but_not_those_of_film_or_amid_a_word():
-    side = 1.1 * FINE / SMILE.across
-    little = replace(SMILE, above=0.0, below=2 * PARTED)
-    assert parted(little, side) and not smiles(little)
-    assert not parted(little, 0.8 * side)  # a frame of film
-    assert not parted(replace(little, below=0.5 * PARTED), side)
-    assert not parted(replace(little, below=2 * WORD), side)
-
-
 @pytest.fixture(scope="module")
 def model() -> Model:
     return Model.load(WEIGHTS["research"])
@@ -150,20 +141,3 @@ def test_a_portrait_that_shows_its_teeth_closes_its_lips(model, assets, monkeypa
     assert np.abs(at_rest.astype(int) - prepared.pixels).mean() < 1
     assert not smiles(Outline(*model._fields(prepared.pixels, closed.keypoints)[0]["lips"][0].tolist()))
     assert prepared.inside.picture[..., :3].max() > 200
-
-
-def test_lips_that_the_first_portrait_has_parted_meet(model, assets):
-    """Teeth are seen between ada's lips; before, no p, b or m ever hid them."""
-    from engine.portrait import load_portrait
-
-    shown = load_portrait(assets / "portraits" / "ada.jpg", 512)
-    prepared = model.prepare(shown)
-    box = mouth_box(shown.keypoints)
-    found = Outline(*model._fields(shown.pixels, shown.keypoints)[0]["lips"][0].tolist())
-    assert parted(found, float(box[2]) * 512)
-    x, y = np.meshgrid(np.linspace(-0.12, 0.12, 49), np.linspace(-0.12, 0.12, 97))
-    at = ((found.points(x, y + sum(found.edges(x)) / 2) * box[2] + box[:2]) * 512 - 0.5).astype(np.float32)
-    dark = []  # how much of the mouth's middle is the gap, in the shade of the upper lip
-    for picture in (shown.pixels, prepared.pixels):
-        dark.append(float((cv2.remap(picture, at, None, cv2.INTER_LINEAR)[..., 0] < 145).mean()))
-    assert 0 < dark[1] < 0.6 * dark[0], dark

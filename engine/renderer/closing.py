@@ -1,10 +1,10 @@
-"""A portrait whose lips are open in a smile, or a little parted, with its lips closed.
+"""A portrait that smiles with open lips, with its lips closed.
 
 What is drawn of speech begins with closed lips: they part, and uncover what a mouth holds (see inside.py). A smile
-shows its teeth, and no fields learned from film ever brought its lips together for p, b and m, nor quite those of lips
-that are parted. So before anything is made of such a portrait its own skin is drawn together over its teeth, along the
-lips' inner edges, which a network finds (see network.LipsNetwork): the lower lip and the chin come up, the upper lip
-comes down a little. Its teeth, which are fixed to the skull, are kept, and seen again when its lips part.
+shows its teeth, and no fields learned from film ever brought its lips together for p, b and m. So before anything is
+made of such a portrait its own skin is drawn together over its teeth, along the lips' inner edges, which a network
+finds (see network.LipsNetwork): the lower lip and the chin come up, the upper lip comes down a little. Its teeth, which
+are fixed to the skull, are kept, and seen again when its lips part.
 """
 
 import cv2
@@ -15,13 +15,10 @@ from engine.renderer.lips import smoothstep
 from engine.renderer.outline import Outline
 
 #: A smile's lips are at least so far apart, in widths of the mouth, and its mouth so wide, in widths of its box:
-#: those of the held-out stills are 0.37 to 0.45 wide, mouths in the middle of a word 0.34.
+#: those of the held-out stills are 0.37 to 0.45 wide, mouths in the middle of a word 0.34. The latter are left as they
+#: are, since film has taught how they close: closed here, they followed the voice less well. So are lips that are a
+#: little parted: the network does not tell them surely from lips that meet, which would be drawn thinner.
 OPEN, WIDE = 0.05, 0.37
-#: Other lips are parted from the first on, in widths of the mouth: the network is unsure below it. From the second on
-#: they are in the middle of a word, and left as they are, since film has taught how those close: closed here, they
-#: followed the voice less well. So are lips of a mouth of fewer pixels than this, as the frames of film are.
-PARTED, WORD = 0.012, 0.15
-FINE = 48
 #: The upper lip goes this share of the way.
 COMES_DOWN = 0.3
 #: How far below and above where they meet skin goes along, in widths of the mouth.
@@ -35,16 +32,7 @@ WITHIN = 0.02
 
 def smiles(lips: Outline) -> bool:
     """Whether lips are open in a smile, which shows teeth."""
-    return lips.opening() > OPEN and _width(lips) > WIDE
-
-
-def parted(lips: Outline, side: float) -> bool:
-    """Whether lips are a little open without a word, as a still may show them. side: of the mouth's box, in pixels."""
-    return PARTED < lips.opening() < WORD and _width(lips) * side > FINE
-
-
-def _width(lips: Outline) -> float:
-    return float(np.hypot(lips.across, lips.down))
+    return lips.opening() > OPEN and float(np.hypot(lips.across, lips.down)) > WIDE
 
 
 def close(pixels: np.ndarray, box: np.ndarray, lips: Outline) -> np.ndarray:
