@@ -11,9 +11,9 @@ from engine.errors import InputError
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 3600
-#: Of all channels of a voice that is kept as it was made: 400 MB, twice that while it is read. 17 minutes of stereo at
-#: 48 kHz, 37 of mono at 44.1.
-MAX_SAMPLES = 100_000_000
+#: Of all channels of a voice that is kept as it was made: 0.8 GB, twice while it is read. An hour of mono at 48 kHz,
+#: half an hour of stereo.
+MAX_SAMPLES = 200_000_000
 
 _RATES = (4_000, 768_000)
 _FLOOR_DB = -120.0
