@@ -88,8 +88,8 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         check_form(self.fps, self.size, self.seed)
-        if min(self.cushion, self.backlog) < 0:
-            raise ValueError(f"cushion and backlog must not be below 0, but are {self.cushion} and {self.backlog}")
+        if self.cushion < 0 or self.backlog < 1:
+            raise ValueError(f"cushion must be 0 or more, backlog 1 or more, not {self.cushion} and {self.backlog}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,17 +205,16 @@ class StreamCore:
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
         """Voice, mono (n,) at 16 kHz, n any, float or int16. Returns how many samples were taken: all but what found no
-        room. With `live` all are taken and the oldest make room. Raises VoiceError, having taken none, for samples
-        that are no such voice, see engine.speech.to_mono."""
-        samples = to_mono(samples)
+        room. With `live` all are taken and the oldest make room. Raises VoiceError, having taken none, if what it would
+        take is no such voice, see engine.speech.to_mono."""
         limit = self.settings.backlog
         if live:
             limit = min(limit, LIVE_BACKLOG)
-            taken = samples[-limit:]
+            taken = to_mono(samples[-limit:])
             replaced = self._waiting.take(max(0, self._waiting.size + len(taken) - limit))
             self.state.replaced += len(replaced) + len(samples) - len(taken)
         else:
-            taken = samples[: max(0, limit - self._waiting.size)]
+            taken = to_mono(samples[: max(0, limit - self._waiting.size)])
             self.state.refused += len(samples) - len(taken)
         if len(taken) and self.state.dry and self.state.begins is None:
             self.state.begins = self.state.now + self.settings.cushion

@@ -168,10 +168,10 @@ class LiveStream:
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
         """Voice, mono (n,) at 16 kHz. Returns how many samples were taken; see StreamCore.push. Raises VoiceError."""
-        samples = to_mono(samples)  # here, since an error in the engine's thread would end the stream
         limit = self._core.settings.backlog
         with self._lock:
-            taken = samples if live else samples[: self._room()]
+            # here, since an error in the engine's thread would end the stream
+            taken = to_mono(samples if live else samples[: self._room()])
             if len(taken):
                 self._inbox.append(_Voice(taken, live, self._clock()))
                 self._inbox_size += len(taken)

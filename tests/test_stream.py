@@ -409,7 +409,7 @@ def test_the_default_is_one_of_the_latencies_that_were_measured():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"fps": 0}, {"fps": 45.0}, {"size": 8}, {"size": 512.5}, {"seed": -1}, {"cushion": -1}, {"backlog": -1}],
+    [{"fps": 0}, {"fps": 45.0}, {"size": 8}, {"size": 512.5}, {"seed": -1}, {"cushion": -1}, {"backlog": 0}],
 )
 def test_settings_that_cannot_be_are_refused_in_a_line(wrong):
     with pytest.raises(ValueError, match=f"^[^\n]*{next(iter(wrong))}[^\n]*$"):
