@@ -1,7 +1,7 @@
 """Backends: what runs the networks and makes the pictures, behind one small interface.
 
 - `CpuBackend`: ONNX Runtime on the processor, and the renderer of NumPy and OpenCV (engine/renderer/cpu.py). Each head
-  computes in the thread that calls it.
+  computes in the thread that calls it, and OpenCV in more, unless it is told cv2.setNumThreads(1).
 - `TorchBackend`: ONNX Runtime's CUDA provider, and the renderer of torch (engine/renderer/torch_batch.py). What heads
   of a process ask for at the same time is done at once. It runs on the processor too, for tests.
 
@@ -46,8 +46,8 @@ class BackendError(InputError):
 class Renderer(Protocol):
     """Draws one prepared portrait at one size. For one thread at a time."""
 
-    def render(self, coefficients: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, written to `out` if given."""
+    def render(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, the caller's to keep."""
         ...
 
 

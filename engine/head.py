@@ -7,8 +7,9 @@ import numpy as np
 from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.model import Model
 from engine.motion.generator import OFFLINE, Pace
-from engine.performance import Performance
+from engine.performance import Performance, check_form
 from engine.portrait import Portrait
+from engine.speech import to_mono
 from engine.style import Style
 
 __all__ = ["OFFLINE", "Frame", "Head", "Model", "Pace", "Style"]
@@ -23,12 +24,14 @@ class Frame:
 
 
 class Head:
-    """One portrait speaking. Chunks of any size give the same frames as the whole voice at once."""
+    """One portrait speaking. Chunks of any size give the same frames as the whole voice at once. Raises ValueError for
+    fps, size and seed that cannot be."""
 
     def __init__(
         self, model: Model, portrait: Portrait, *, fps: int = 45, size: int = 512, style: Style | None = None,
         seed: int = 0, pace: Pace | None = None,
     ):  # fmt: skip
+        check_form(fps, size, seed)
         self.fps = fps
         self._model = model
         prepared = model.prepare(portrait)
@@ -38,7 +41,9 @@ class Head:
         self._given = 0
 
     def push(self, samples: np.ndarray) -> list[Frame]:
-        """Mono float32 samples (n,) at 16 kHz -> the frames that became due."""
+        """Mono samples (n,) at 16 kHz, float or int16 -> the frames that became due. Raises VoiceError, having heard
+        none, for samples that are no such voice, see engine.speech.to_mono."""
+        samples = to_mono(samples)
         self._samples += len(samples)
         return self._advance(samples)
 

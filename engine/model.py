@@ -5,12 +5,12 @@ One `Model` serves any number of heads; its networks are thread-safe and hold th
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from functools import cached_property
+import threading
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from engine.anchor import anchored
 from engine.backend import Backend, CpuBackend, Renderer, choose
@@ -39,6 +39,8 @@ VERSION = 9
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
 FIELDS = ("head", "face", "mouth", "eyes", "matte", "share", "place", "sight", "lips")
+#: What config.json says of the fields, beside the latent's length.
+COUNTS = tuple(each.name for each in fields(FieldCounts))
 RUNTIME_ARRAYS = (
     "mean_from_portrait", "deviation", "centre", "total", "within", "swing", "lips", "lids", "head", "degrees", "blink",
     "blinks", "speaking",
@@ -59,7 +61,9 @@ def check_hashes(directory: Path) -> dict:
     try:
         config = json.loads((directory / "config.json").read_text())
         expected = {name: config["sha256"][name] for name in FILES}
-        version, _, _ = config["version"], config["renderer"]["latent"], config["motion"]["window"]
+        version, counts, window = config["version"], config["renderer"], config["motion"]["window"]
+        if set(counts) != {"latent", *COUNTS} or not all(type(n) is int and n > 0 for n in (window, *counts.values())):
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
             f"{directory}: no config.json; give one of {', '.join(WEIGHTS)}, or a folder made by `ifmdm train export`"
@@ -72,11 +76,26 @@ def check_hashes(directory: Path) -> dict:
         raise WeightsError(f"{directory}: weights of version {version}, not {VERSION}; install those of this ifmdm")
     for name, digest in expected.items():
         path = directory / name
-        if not path.is_file():
-            raise WeightsError(f"{path}: missing; export or install the weights again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        try:
+            if not path.is_file():
+                raise WeightsError(f"{path}: missing; export or install the weights again")
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror}); check access to it") from error
+        if found != digest:
             raise WeightsError(f"{path}: damaged (its SHA-256 is not the one in config.json); install it again")
     return config
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """What the runtime knows of latents. Raises WeightsError if it is not all there."""
+    try:
+        with safe_open(file, "numpy") as arrays:
+            return {name: arrays.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
+    except (SafetensorError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{file}: not as this ifmdm needs it ({reason}); export or install it again") from error
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,8 @@ class Model:
     config: dict
     arrays: dict[str, np.ndarray]
     backend: Backend = field(default_factory=CpuBackend)
+    _networks: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @classmethod
     def load(cls, directory: Path | None = None, backend: str | Backend = "cpu") -> "Model":
@@ -95,8 +116,7 @@ class Model:
         that is there already, see engine/backend.py. Raises WeightsError, BackendError."""
         directory = directory or find_weights(DEFAULT_WEIGHTS)
         config = check_hashes(directory)
-        with safe_open(directory / "weights.safetensors", "numpy") as file:
-            arrays = {name: file.get_tensor(f"runtime.{name}") for name in RUNTIME_ARRAYS}
+        arrays = _read_arrays(directory / "weights.safetensors")
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
         return cls(directory, config, arrays, backend)
@@ -106,27 +126,31 @@ class Model:
         """What may be done with these weights, in one line."""
         return self.config.get("licence", "not stated")
 
-    def _network(self, name: str, shared: bool = False) -> Network:
-        return self.backend.network(self.directory / name, shared)
+    def _network(self, name: str, shared: bool = False, backend: Backend | None = None) -> Network:
+        """One for all threads, loaded when it is first asked for; what others ask for meanwhile waits."""
+        with self._lock:
+            if name not in self._networks:
+                self._networks[name] = (backend or self.backend).network(self.directory / name, shared)
+            return self._networks[name]
 
-    @cached_property
+    @property
     def _encoder(self) -> Network:
         return self._network("encoder.onnx")
 
-    @cached_property
+    @property
     def _portrait(self) -> Network:
         return self._network("portrait.onnx")
 
-    @cached_property
+    @property
     def _coefficients(self) -> Network:
         # on the processor, always: it takes 10 microseconds there, and a way to the device and back takes more
-        return CpuBackend().network(self.directory / "coefficients.onnx")
+        return self._network("coefficients.onnx", backend=CpuBackend())
 
-    @cached_property
+    @property
     def _speech(self) -> Network:
         return self._network("speech.onnx", shared=True)
 
-    @cached_property
+    @property
     def _motion(self) -> Network:
         return self._network("motion.onnx", shared=True)
 

@@ -5,6 +5,7 @@ a clock, of sound that waits, or of pictures.
 """
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,16 @@ from engine.meeting import Meeting
 from engine.motion.generator import MotionGenerator, Pace, Statistics
 from engine.motion.timing import SPLINE_REACH, Track
 from engine.style import Style, statistics
+
+#: The least side of a picture, in pixels: of smaller ones nothing is kept beyond their edges.
+SMALLEST = 16
+
+
+def check_form(fps: int, size: int, seed: int) -> None:
+    """Raises ValueError for a form in which no head can be shown."""
+    for name, value, least in (("fps", fps, 1), ("size", size, SMALLEST), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Voices: files of any kind and streams of any rate, turned into the 16 kHz mono that the engine hears."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from engine.errors import InputError
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 3600
+#: Of all channels of a voice that is kept as it was made: 0.8 GB, twice while it is read. An hour of mono at 48 kHz,
+#: half an hour of stereo.
+MAX_SAMPLES = 200_000_000
 
 _RATES = (4_000, 768_000)
 _FLOOR_DB = -120.0
@@ -39,6 +43,28 @@ class Voice:
         """What the engine hears, just as if streamed: (ceil(n * 16000 / rate),) float32 in [-1, 1]."""
         stream = SpeechInput(self.rate, self.samples.shape[1])
         return np.concatenate([stream.push(self.samples), stream.finish()])
+
+
+def to_mono(chunk: np.ndarray, channels: int = 1) -> np.ndarray:
+    """Samples (n, channels), or (n,) of one channel, float or int16, at any rate -> a copy (n,) float32 in [-1, 1], the
+    channels averaged. Floats beyond are clipped. Raises VoiceError for NaN, infinite or ill-shaped samples."""
+    chunk = np.asarray(chunk)
+    if chunk.ndim == 1:
+        chunk = chunk[:, None]
+    if chunk.ndim != 2 or chunk.shape[1] != channels:
+        raise VoiceError(f"a chunk of shape {chunk.shape} does not hold {channels} channel(s)")
+    if chunk.dtype == np.int16:
+        chunk = chunk.astype(np.float32) / np.float32(32768)
+    elif chunk.dtype.kind != "f":
+        raise VoiceError(f"samples of type {chunk.dtype} cannot be used; give float32 or int16")
+    if not np.isfinite(chunk).all():
+        raise VoiceError("the sound holds NaN or infinite samples; check the program that makes it")
+    chunk = np.clip(chunk, -1, 1).astype(np.float32)
+    # Channel by channel: numpy's own mean may add in another order for another chunk size.
+    mono = chunk[:, 0].copy()
+    for channel in range(1, channels):
+        mono += chunk[:, channel]
+    return mono / np.float32(channels)
 
 
 class SpeechInput:
@@ -73,7 +99,7 @@ class SpeechInput:
         """
         if self._finished:
             raise RuntimeError("push() after finish(); make a new SpeechInput")
-        mono = self._mono(np.asarray(chunk))
+        mono = to_mono(chunk, self.channels)
         self._taken += len(mono)
         if self._resampler is None:
             return self._give(mono)
@@ -99,24 +125,6 @@ class SpeechInput:
         self._given += len(samples)
         return samples
 
-    def _mono(self, chunk: np.ndarray) -> np.ndarray:
-        if chunk.ndim == 1:
-            chunk = chunk[:, None]
-        if chunk.ndim != 2 or chunk.shape[1] != self.channels:
-            raise VoiceError(f"a chunk of shape {chunk.shape} does not hold {self.channels} channel(s)")
-        if chunk.dtype == np.int16:
-            chunk = chunk.astype(np.float32) / np.float32(32768)
-        elif chunk.dtype.kind != "f":
-            raise VoiceError(f"samples of type {chunk.dtype} cannot be used; give float32 or int16")
-        if not np.isfinite(chunk).all():
-            raise VoiceError("the sound holds NaN or infinite samples; check the program that makes it")
-        chunk = np.clip(chunk, -1, 1).astype(np.float32)
-        # Channel by channel: numpy's own mean may add in another order for another chunk size.
-        mono = chunk[:, 0].copy()
-        for channel in range(1, self.channels):
-            mono += chunk[:, channel]
-        return mono / np.float32(self.channels)
-
     def _resample(self, blocks: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [np.zeros(0, np.float32)]
@@ -137,26 +145,53 @@ def read_voice(path: str | Path) -> Voice:
 
     One or two channels stay as they are, more are averaged to one. Silence is a voice like any other.
     Raises VoiceError if there is no such file or no sound in it, if it is damaged, holds NaN or infinite
-    samples, or is longer than MAX_SECONDS.
+    samples, or is longer than MAX_SECONDS or than MAX_SAMPLES in all its channels.
     """
-    # A name may hold a line break; the message must still be one line.
-    name = "".join(c if c.isprintable() else "?" for c in str(path))
-    file = _checked(Path(path), name)
+    name = _shown(path)
+    parts, held = [], 0
+    for part in _sound(Path(path), name):
+        held += part[0].size
+        if held > MAX_SAMPLES:
+            raise VoiceError(
+                f"{name}: holds more than {MAX_SAMPLES // 1_000_000} million samples; "
+                "cut it into parts, or export it with one channel or fewer samples a second"
+            )
+        parts.append(part)
+    return Voice(np.concatenate([samples for samples, _ in parts]), parts[0][1], name)
+
+
+def read_speech(path: str | Path) -> Voice:
+    """What the engine hears of a file: as read_voice(path).mono16k(), (n, 1), but nothing more is ever kept of it."""
+    name = _shown(path)
+    parts, stream = [], None
+    for part, rate in _sound(Path(path), name):
+        stream = stream or SpeechInput(rate, part.shape[1])
+        parts.append(stream.push(part))
+    return Voice(np.concatenate([*parts, stream.finish()])[:, None], SAMPLE_RATE, name)
+
+
+def _shown(path: str | Path) -> str:
+    """A name may hold a line break; the message must still be one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(path))
+
+
+def _sound(path: Path, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """The sound of a file, part after part, (n, 1 or 2) float32, and its rate: n > 0 in all. Raises as read_voice."""
+    file, taken = _checked(path, name), 0
     try:
         # An absolute path is never taken for a URL or another of FFmpeg's protocols.
         with av.open(str(file), metadata_errors="ignore") as container:
-            samples, rate = _decode(container, name)
+            for part, rate in _decode(container, name):
+                if not np.isfinite(part).all():
+                    raise VoiceError(f"{name}: holds NaN or infinite samples; export it again")
+                taken += len(part)
+                yield part, rate
     except VoiceError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
         raise VoiceError(f"{name}: not sound, or damaged; give WAV, FLAC, MP3 or such") from error
-    if len(samples) == 0:
+    if not taken:
         raise VoiceError(f"{name}: holds no samples; record it again")
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise VoiceError(f"{name}: has {rate} samples a second; export it with {_RATES[0]} to {_RATES[1]}")
-    if not np.isfinite(samples).all():
-        raise VoiceError(f"{name}: holds NaN or infinite samples; export it again")
-    return Voice(samples, rate, name)
 
 
 def _checked(path: Path, name: str) -> Path:
@@ -178,14 +213,13 @@ def _checked(path: Path, name: str) -> Path:
         raise VoiceError(f"{name}: cannot be read ({reason}); check the path and access") from error
 
 
-def _decode(container: av.container.InputContainer, name: str) -> tuple[np.ndarray, int]:
+def _decode(container: av.container.InputContainer, name: str) -> Iterator[tuple[np.ndarray, int]]:
     if not container.streams.audio:
         raise VoiceError(f"{name}: there is no sound in it; give a file with an audio track")
     stream = container.streams.audio[0]
     rate = channels = None
     taken = 0
     damaged = False
-    parts = [np.zeros((0, 1), np.float32)]
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
@@ -199,13 +233,16 @@ def _decode(container: av.container.InputContainer, name: str) -> tuple[np.ndarr
             part = _floats(frame)
             if rate is None:
                 rate, channels = frame.sample_rate, part.shape[1]
-                parts = []
+                if not _RATES[0] <= rate <= _RATES[1]:
+                    raise VoiceError(
+                        f"{name}: has {rate} samples a second; export it with {_RATES[0]} to {_RATES[1]}"
+                    )
             if (frame.sample_rate, part.shape[1]) != (rate, channels):
                 raise VoiceError(f"{name}: rate or channels change at {taken / rate:.1f} s; export it again")
             taken += len(part)
             if taken > MAX_SECONDS * rate:
                 raise VoiceError(f"{name}: longer than {MAX_SECONDS // 60} minutes; cut it into parts")
-            parts.append(part if channels <= 2 else part.mean(axis=1, keepdims=True))
+            yield part if channels <= 2 else part.mean(axis=1, keepdims=True), rate
     if damaged and not taken:
         raise VoiceError(f"{name}: damaged, nothing in it can be decoded; get a whole copy")
     # FFmpeg skips damaged FLAC without a word, but FLAC states its length.
@@ -213,7 +250,6 @@ def _decode(container: av.container.InputContainer, name: str) -> tuple[np.ndarr
         stated = float(stream.duration * stream.time_base)
         if taken / rate < stated - 0.05:
             raise VoiceError(f"{name}: damaged, {taken / rate:.1f} of {stated:.1f} s left; get a whole copy")
-    return np.concatenate(parts), rate or SAMPLE_RATE
 
 
 def _floats(frame: av.AudioFrame) -> np.ndarray:

@@ -31,7 +31,8 @@ from engine.backend import Renderer
 from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.motion.generator import Pace
 from engine.motion.timing import SPLINE_REACH
-from engine.performance import Performance
+from engine.performance import Performance, check_form
+from engine.speech import to_mono
 from engine.style import Style
 
 __all__ = ["LATENCIES", "Latency", "StreamCore", "StreamFrame", "StreamSettings", "delay"]
@@ -59,7 +60,8 @@ class Latency:
 
     @property
     def seconds(self) -> float:
-        """From a sample being pushed to the frame that shows it, with a steady sender."""
+        """From a sample being pushed to the frame that shows it, with a steady sender and 7 frames a second or more;
+        of fewer, one lasts longer."""
         return (delay(self.pace) + self.cushion) / SAMPLE_RATE + self.margin
 
 
@@ -75,14 +77,19 @@ LATENCIES = {
 @dataclass(frozen=True)
 class StreamSettings:
     """What stays the same for a stream's life. fps: whole frames a second; size: side of the picture; pace, cushion:
-    see Latency; backlog: samples of voice that may wait; seed: of the motion."""
+    see Latency; backlog: samples of voice that may wait; seed: of the motion. Raises ValueError for what cannot be."""
 
     fps: int = 45
     size: int = 512
-    pace: Pace = field(default_factory=Pace)
-    cushion: int = 480
+    pace: Pace = LATENCIES["balanced"].pace
+    cushion: int = LATENCIES["balanced"].cushion
     backlog: int = 30 * SAMPLE_RATE
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_form(self.fps, self.size, self.seed)
+        if self.cushion < 0 or self.backlog < 1:
+            raise ValueError(f"cushion must be 0 or more, backlog 1 or more, not {self.cushion} and {self.backlog}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +167,7 @@ class StreamCore:
         self.state = StreamState()
         self._model = model
         self._make_renderer = renderer or model.renderer
-        self._renderer = self._make_renderer(portrait, self.settings.size)
+        self._renderer = self.make_renderer(portrait)
         self.performance = Performance(
             model, portrait, style or Style(),
             fps=self.settings.fps, seed=self.settings.seed, pace=self.settings.pace,
@@ -197,16 +204,17 @@ class StreamCore:
         return -(-frame * SAMPLE_RATE // self.settings.fps)
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
-        """Voice, mono float32 (n,) at 16 kHz, n any. Returns how many samples were taken: all but what found no room.
-        With `live` all are taken and the oldest make room."""
+        """Voice, mono (n,) at 16 kHz, n any, float or int16. Returns how many samples were taken: all but what found no
+        room. With `live` all are taken and the oldest make room. Raises VoiceError, having taken none, if what it would
+        take is no such voice, see engine.speech.to_mono."""
         limit = self.settings.backlog
         if live:
             limit = min(limit, LIVE_BACKLOG)
-            taken = samples[-limit:]
+            taken = to_mono(samples[-limit:])
             replaced = self._waiting.take(max(0, self._waiting.size + len(taken) - limit))
             self.state.replaced += len(replaced) + len(samples) - len(taken)
         else:
-            taken = samples[: max(0, limit - self._waiting.size)]
+            taken = to_mono(samples[: max(0, limit - self._waiting.size)])
             self.state.refused += len(samples) - len(taken)
         if len(taken) and self.state.dry and self.state.begins is None:
             self.state.begins = self.state.now + self.settings.cushion
@@ -245,11 +253,17 @@ class StreamCore:
         """Change intensity and pose; the head gets there within a second, without a jump."""
         self.performance.restyle(style, GLIDE)
 
-    def change_portrait(self, portrait: Any) -> None:
+    def make_renderer(self, portrait: Any) -> Renderer:
+        """What draws a prepared portrait in this stream. For any thread: it takes up to a second, in which the stream
+        would stand still."""
+        return self._make_renderer(portrait, self.settings.size)
+
+    def change_portrait(self, portrait: Any, renderer: Renderer | None = None) -> None:
         """Show another prepared portrait from the next frame on. It goes on with the motion of the one before, moved to
-        where this face is centred."""
+        where this face is centred. renderer: from make_renderer, made here if not given."""
+        renderer = renderer or self.make_renderer(portrait)  # first: if it cannot be made, all stays as it is
         self.performance.change_portrait(portrait)
-        self._renderer = self._make_renderer(portrait, self.settings.size)
+        self._renderer = renderer
 
     def _next_block(self) -> np.ndarray:
         """The next 640 samples to hear: voice where there is some, else silence."""

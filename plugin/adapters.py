@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from engine.speech import read_voice
+from engine.speech import read_speech
 from plugin.render import BUNDLED_VOICE
 from plugin.settings import Settings, SettingsError
 from transports.clip import ClipSource
@@ -38,7 +38,7 @@ Factory = Callable[[Mapping[str, Any]], Any]
 
 def create_clip(options: Mapping[str, Any]) -> ClipSource:
     """The source "file". options: those of [voice]. Raises VoiceError."""
-    voice = read_voice(Path(options["file"]) if options["file"] else BUNDLED_VOICE)
+    voice = read_speech(Path(options["file"]) if options["file"] else BUNDLED_VOICE)
     return ClipSource(voice.samples, voice.rate, options["loop"], options["pause"])
 
 

@@ -27,8 +27,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from engine.backend import Renderer
 from engine.features import SAMPLE_RATE
 from engine.head import Style
+from engine.speech import to_mono
 from engine.stream import StreamCore, StreamFrame
 from transports.media import MediaFrame
 
@@ -165,12 +167,13 @@ class LiveStream:
         return self._generation
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
-        """Voice, mono float32 (n,) at 16 kHz. Returns how many samples were taken; see engine/stream.py."""
+        """Voice, mono (n,) at 16 kHz. Returns how many samples were taken; see StreamCore.push. Raises VoiceError."""
         limit = self._core.settings.backlog
         with self._lock:
-            taken = samples if live else samples[: self._room()]
+            # here, since an error in the engine's thread would end the stream
+            taken = to_mono(samples if live else samples[: self._room()])
             if len(taken):
-                self._inbox.append(_Voice(np.array(taken, np.float32), live, self._clock()))
+                self._inbox.append(_Voice(taken, live, self._clock()))
                 self._inbox_size += len(taken)
             while self._inbox_size > limit:  # live, and the engine stands still
                 self._forget_voice(1)
@@ -190,9 +193,14 @@ class LiveStream:
     def restyle(self, style: Style) -> None:
         self._order(lambda: self._core.restyle(style))
 
-    def change_portrait(self, prepared: Any) -> None:
-        """prepared: by Model.prepare, which takes its time: call it in a thread."""
-        self._order(lambda: self._core.change_portrait(prepared))
+    def make_renderer(self, prepared: Any) -> Renderer:
+        """What draws a portrait here; takes its time, in the thread that calls it."""
+        return self._core.make_renderer(prepared)
+
+    def change_portrait(self, prepared: Any, renderer: Renderer | None = None) -> None:
+        """prepared: by Model.prepare; renderer: of it, by make_renderer. Both take their time: call them in a thread.
+        Without a renderer the engine makes it, and the stream stutters."""
+        self._order(lambda: self._core.change_portrait(prepared, renderer))
 
     def _order(self, command: Callable[[], Any]) -> None:
         with self._lock:

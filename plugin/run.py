@@ -111,7 +111,7 @@ class Show:
     """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
     runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
     Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
-    agree to -> what LiveStream.change_portrait takes. tell: is told what happens; alert: what is wrong, else tell is.
+    agree to -> what LiveStream.make_renderer takes. tell: is told what happens; alert: what is wrong, else tell is.
     portrait: what the face is called; style: as it is now. listeners: called at an interrupt, before it happens, for
     what waits outside the stream. studio: makes other heads of the same weights; face: the first one, prepared."""
 
@@ -152,8 +152,13 @@ class Show:
 
     async def change_portrait(self, picture: Path | bytes, name: str = "") -> None:
         """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
-        self.stream.change_portrait(await asyncio.to_thread(self.prepare, picture))
+        self.stream.change_portrait(*await asyncio.to_thread(self._drawn, picture))
         self.portrait = name
+
+    def _drawn(self, picture: Path | bytes) -> tuple[Any, Renderer]:
+        """A picture, prepared, and what draws it: both take their time, which the stream must not lose."""
+        face = self.prepare(picture)
+        return face, self.stream.make_renderer(face)
 
     def restyle(self, **changes: Any) -> None:
         """Change the intensity or the pose; see engine.head.Style."""

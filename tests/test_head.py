@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.features import SAMPLE_RATE
 from engine.head import Frame, Head, Model, Pace, Style
 from engine.renderer.cpu import CpuRenderer
+from engine.speech import VoiceError
 from engine.style import statistics
 
 SIZE = 128
@@ -149,6 +150,27 @@ def test_no_voice_no_frames(head_of):
     head = head_of()
     assert head.push(np.zeros(0, np.float32)) == []
     assert head.finish() == []
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan], np.float32), np.zeros((4, 2)), np.zeros(4, np.int32)])
+def test_what_is_no_voice_is_refused_and_is_not_heard(head_of, unpainted, bad):
+    head = head_of()
+    with pytest.raises(VoiceError):
+        head.push(bad)
+    assert head.finish() == []
+
+
+def test_whole_numbers_are_as_loud_as_what_they_stand_for(head_of, unpainted):
+    whole = (voice(0.5) * 20_000).astype(np.int16)
+    _, latents = speak(head_of(), whole, [len(whole)])
+    _, expected = speak(head_of(), whole / np.float32(32768), [len(whole)])
+    assert np.array_equal(latents, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"size": 8}, {"seed": -1}])
+def test_a_form_that_cannot_be_is_refused_before_anything_is_made(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Head(None, None, **wrong)
 
 
 def test_style_moves_what_the_network_is_told(head_of, untrained):

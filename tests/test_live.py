@@ -21,6 +21,7 @@ from engine.features import SAMPLE_RATE
 from engine.head import Style
 from engine.model import WeightsError
 from engine.motion.generator import Pace
+from engine.speech import VoiceError
 from engine.stream import StreamCore, StreamSettings
 from plugin import adapters, cli, doctor, run
 from plugin.live import LiveStream
@@ -213,6 +214,25 @@ def test_after_a_pause_of_the_machine_time_goes_on_from_now():
     indices, figures = in_virtual_time(watch)
     assert indices == list(range(30))
     assert figures.resyncs == 1
+
+
+@pytest.mark.parametrize("bad", [np.array([0.1, np.nan], np.float32), np.zeros((4, 2)), np.zeros(4, np.int32)])
+def test_what_is_no_voice_is_refused_where_it_is_pushed(bad):
+    """In the engine's thread it would end the stream."""
+
+    async def watch(loop):
+        async with in_step(core(), loop, margin=0.02) as stream:
+            async for frame in stream:
+                if frame.index == 5:
+                    with pytest.raises(VoiceError):
+                        stream.push(bad)
+                    assert stream.push(np.full(4000, 16384, np.int16)) == 4000
+                if frame.index == 60:
+                    assert stream.silent
+                    return True
+                assert frame.audio.max() in (0, 0.5)
+
+    assert in_virtual_time(watch)
 
 
 def test_style_and_face_change_while_it_runs():
@@ -519,8 +539,12 @@ def test_services_run_beside_and_another_face_is_prepared_beside():
         whole = show([Screen()])
         whole.services.append(serve)
         whole.prepare = lambda path: portrait(2.0, 0.0, 0.0)
+        makers, make = [], whole.stream._core._make_renderer
+        whole.stream._core._make_renderer = lambda *given: makers.append(threading.current_thread()) or make(*given)
         await whole.run(5, asyncio.Event())  # a service that ends, ends the show
         assert seen == [whole]
+        # nor does the stream stand still for what draws it
+        assert len(makers) == 1 and makers[0] not in (threading.main_thread(), whole.stream._engine._thread)
 
         async def broken(_):
             raise TransportError("the port is taken")

@@ -110,6 +110,42 @@ def test_a_mouth_at_the_edge_of_the_picture_is_refused(assets, name):
     load_portrait(encode(whole.pixels[: corners + round(0.8 * EYES_TO_MOUTH * len(whole.pixels))]))  # to the chin
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("columns", [(0, 0.54), (0.48, 1), (0.43, 1)])
+def test_half_a_face_is_refused(assets, name, columns):
+    """The detector finds it, and guesses the other half beyond the picture's edge or into what is left."""
+    whole = scaled(load_portrait(assets / "portraits" / f"{name}.jpg").pixels, 800)
+    left, right = (round(edge * len(whole)) for edge in columns)
+    assert "the face is cut off by the picture's edge" in refusal(encode(whole[:, left:right]))
+    square = whole[200:, left:right][: right - left]
+    with pytest.raises(PortraitError, match=r"no face|is cut off by"):
+        portrait_from_pixels(np.ascontiguousarray(square))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_face_on_its_side_or_upside_down_is_refused(assets, name, turns):
+    """The detector finds it, with keypoints as if it were upright: a mouth would be drawn on the forehead."""
+    turned = np.rot90(load_portrait(assets / "portraits" / f"{name}.jpg").pixels, turns)
+    message = refusal(encode(np.ascontiguousarray(turned)))
+    # one of them is not found at all on its side
+    assert "turn the picture upright" in message or ("no face found; use an upright" in message and turns != 2)
+
+
+def test_a_face_upside_down_in_a_large_photo_is_refused(ada):
+    canvas = placed(ada[::-1, ::-1], 800, 3000, 2000, 1900, 900)
+    assert "upside down; turn the picture upright" in refusal(encode(canvas, "JPEG", quality=92))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("degrees", [-30, -15, 15, 30])
+def test_a_tilted_face_is_upright(assets, name, degrees):
+    pixels = load_portrait(assets / "portraits" / f"{name}.jpg").pixels
+    size = len(pixels)
+    turn = cv2.getRotationMatrix2D((size / 2, size / 2), degrees, 1)
+    load_portrait(encode(cv2.warpAffine(pixels, turn, (size, size), borderMode=cv2.BORDER_REPLICATE)))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(ada, orientation):
     undo = {

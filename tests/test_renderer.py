@@ -12,20 +12,23 @@ from engine.renderer import lips
 from engine.renderer.boxes import eyes_box, mouth_box, unit_length
 from engine.renderer.cpu import (
     CANVAS,
+    FINER,
     GAUGES,
     CpuRenderer,
     FieldCounts,
     PreparedPortrait,
     away,
     blinking,
+    fine_layers,
     lay_patch,
+    margin,
     portrait_inputs,
     prepare,
     resting,
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
-from engine.renderer.matte import crown, fill, mirrors, part, refine
+from engine.renderer.matte import crown, fill, mirrors, part, refine, scaled
 from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -217,17 +220,30 @@ def test_frames_of_all_sizes_show_the_same():
         assert away[8:-8, 8:-8].mean() < 2
 
 
-def test_one_buffer_serves_many_frames():
+def test_frames_of_one_renderer_do_not_show_those_before():
     prepared = portrait()
-    renderer, out = CpuRenderer(prepared, 256), np.empty((256, 256, 3), np.uint8)
+    renderer = CpuRenderer(prepared, 256)
     for seed in range(4):
         coefficients = moved(prepared, seed)
-        out[:] = 255 - 60 * seed  # nothing of what it held before may show
-        given_out = renderer.render(coefficients, out)
-        assert given_out is out
-        fresh = CpuRenderer(prepared, 256).render(coefficients)
-        assert np.array_equal(out, fresh)
-        assert np.array_equal(renderer.render(coefficients), fresh)
+        assert np.array_equal(renderer.render(coefficients), CpuRenderer(prepared, 256).render(coefficients))
+
+
+@pytest.mark.parametrize("side", [100, 128, 200])
+def test_what_grows_grows_without_blocks(side):
+    ramp = np.repeat(np.arange(side, dtype=np.float32)[None], side, 0)
+    steps = np.diff(scaled(ramp, 256)[:, 4:-4])
+    assert np.allclose(steps, side / 256, atol=0.01)
+    assert np.allclose(np.diff(scaled(ramp, side // 2)), 2, atol=0.01)
+
+
+def test_a_matte_that_is_enlarged_has_no_blocks():
+    through = fine_layers(with_background(1, 512), 1024).front[..., 3]
+    edge, size = margin(1024) * FINER, 1024 * FINER
+    own = through[edge:, edge:][FINER // 2 : size : FINER, FINER // 2 : size : FINER].astype(int)
+    soft = (own > 20) & (own < 235)
+    assert soft.sum() > 1000
+    # of blocks of two, every other pixel is as the one before it
+    assert (own[:, 0::2] != own[:, 1::2])[soft[:, 0::2]].mean() > 0.5
 
 
 def person(middle: tuple[float, float] = (0.5, 0.55), radius: float = 0.3) -> np.ndarray:
@@ -413,7 +429,7 @@ def test_detail_survives_motion():
     assert 0.95 < np.mean(kept) < 1.15
 
 
-def test_frames_without_a_buffer_are_the_callers_to_keep():
+def test_frames_are_the_callers_to_keep():
     prepared = portrait()
     renderer = CpuRenderer(prepared, 256)
     first = renderer.render(moved(prepared, 1))

@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 import wave
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine import speech
 from engine.errors import InputError
-from engine.speech import SAMPLE_RATE, SpeechInput, VoiceError, is_silent, level_db, read_voice
+from engine.speech import SAMPLE_RATE, SpeechInput, VoiceError, is_silent, level_db, read_speech, read_voice, to_mono
 
 RATES = [4_000, 8_000, 11_025, 16_000, 22_050, 44_099, 44_100, 48_000, 96_000, 192_000, 768_000]
 
@@ -54,6 +55,9 @@ def refusal(path: object) -> str:
     """The message with which a file is refused, having checked that it is one clean line."""
     with pytest.raises(VoiceError) as caught:
         read_voice(path)
+    with pytest.raises(VoiceError) as other:
+        read_speech(path)
+    assert str(other.value) == str(caught.value)
     message = str(caught.value)
     assert isinstance(caught.value, InputError)
     assert message.isprintable() and len(message) < 400
@@ -166,6 +170,17 @@ def test_chunks_of_another_kind_are_refused(chunk):
         SpeechInput(48_000, 1).push(chunk)
 
 
+def test_samples_of_any_kind_become_the_same_mono():
+    whole = np.array([-32768, 0, 16384, 32767], np.int16)
+    expected = (whole / 32768).astype(np.float32)
+    for given_ in (whole, whole[:, None], expected, expected.astype(np.float64)):
+        made = to_mono(given_)
+        assert made.dtype == np.float32 and np.array_equal(made, expected)
+        assert not np.shares_memory(made, given_)  # the sender may use its buffer again
+    assert np.array_equal(to_mono(np.array([-3.0, 1e300])), [-1, 1])
+    assert len(to_mono(np.zeros(0, np.float32))) == 0
+
+
 @pytest.mark.parametrize(("rate", "channels"), [(0, 1), (-1, 1), (3_999, 1), (10_000_000, 1), (48_000, 0)])
 def test_streams_of_another_kind_are_refused(rate, channels):
     with pytest.raises(VoiceError):
@@ -211,6 +226,9 @@ def test_any_format_is_read(tmp_path, name, codec, fmt, rate, layout):
     heard = voice.mono16k()
     assert len(heard) == -(-len(voice.samples) * SAMPLE_RATE // rate)
     assert heard.tobytes() == streamed(voice.samples, rate, [333]).tobytes()
+    speech = read_speech(tmp_path / name)
+    assert (speech.rate, speech.source) == (SAMPLE_RATE, voice.source)
+    assert speech.samples.shape == (len(heard), 1) and speech.mono16k().tobytes() == heard.tobytes()
 
 
 def test_lossless_samples_are_exact(tmp_path):
@@ -312,6 +330,37 @@ def test_a_tag_at_the_end_is_no_damage(tmp_path):
 def test_a_recording_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "MAX_SECONDS", 1)
     assert "longer than" in refusal(write(tmp_path / "a.wav", noise(16_100), 16_000, "pcm_s16le", "s16"))
+
+
+def test_more_samples_than_are_kept_can_still_be_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(speech, "MAX_SAMPLES", 20_000)
+    path = write(tmp_path / "a.wav", noise(16_000, 2), 16_000, "pcm_s16le", "s16", "stereo")
+    with pytest.raises(VoiceError, match="holds more than 0 million samples; cut it into parts"):
+        read_voice(path)
+    assert len(read_speech(path).samples) == 16_000
+
+
+@pytest.mark.parametrize("rate", [3_000, 800_000])
+def test_a_rate_that_cannot_be_used_is_refused_at_the_first_frame(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr(speech, "MAX_SECONDS", 0)  # what is told only after the rate
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(bytes(20_000))
+    assert f"has {rate} samples a second" in refusal(tmp_path / "a.wav")
+
+
+def test_no_more_of_a_file_is_held_than_is_heard(tmp_path):
+    """A minute of stereo at 48 kHz is 23 MB as it was made, and 4 as it is heard."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((2, 2, 48_000, 0, "NONE", ""))
+        file.writeframes(bytes(60 * 48_000 * 4))
+    tracemalloc.start()
+    try:
+        read_speech(tmp_path / "a.wav")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 14e6
 
 
 @settings(max_examples=30)

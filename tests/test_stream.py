@@ -13,13 +13,14 @@ from engine.features import LATENT_HOP, SAMPLE_RATE
 from engine.head import Head, Style
 from engine.model import Model
 from engine.motion.generator import Pace, Statistics
+from engine.speech import VoiceError
 from engine.stream import GLIDE, LATENCIES, Fifo, StreamCore, StreamSettings, delay
 
 SECOND = SAMPLE_RATE
 
 
 def core(**changes) -> StreamCore:
-    given = {"fps": 45, "size": 2, "cushion": 0} | changes
+    given = {"fps": 45, "size": 16, "cushion": 0} | changes
     style = given.pop("style", Style())
     return StreamCore(LoudnessModel(), portrait(), StreamSettings(**given), style, LatentRenderer)
 
@@ -103,14 +104,36 @@ def test_how_time_and_voice_are_cut_does_not_show(cuts, chunks):
     assert (loud(frames) == loud(expected)).all()
 
 
+@pytest.mark.parametrize(
+    "bad", [np.array([0.1, np.nan], np.float32), np.array([np.inf]), np.zeros((4, 2)), np.zeros(4, np.int32)]
+)
+@pytest.mark.parametrize("live", [False, True])
+def test_what_is_no_voice_is_refused_and_spoils_nothing(bad, live):
+    stream, clean = core(), core()
+    for each in (stream, clean):
+        each.push(voice(5000), live)
+    with pytest.raises(VoiceError):
+        stream.push(bad, live)
+    assert (loud(stream.tick(SECOND)) == loud(clean.tick(SECOND))).all()
+
+
+def test_whole_numbers_are_as_loud_as_what_they_stand_for():
+    whole = np.random.default_rng(0).integers(-20_000, 20_000, 9000).astype(np.int16)
+    stream, other = core(), core()
+    stream.push(whole)
+    other.push(whole / np.float32(32768))
+    frames, expected = stream.tick(SECOND), other.tick(SECOND)
+    assert (sound(frames) == sound(expected)).all() and (loud(frames) == loud(expected)).all()
+
+
 @pytest.mark.parametrize("fps", [1, 7, 25, 45])
 def test_live_is_what_a_clip_would_be(fps, monkeypatch):
     model, face = LoudnessModel(), portrait(0.1, 0.0, 0.0)
     monkeypatch.setattr(LoudnessModel, "prepare", lambda *_: face)
     spoken, style = voice(3 * SECOND), Style(1.2, (3.0, 0.0, 1.0))
-    head = Head(model, face, fps=fps, size=2, style=style, seed=5, pace=StreamSettings().pace)
+    head = Head(model, face, fps=fps, size=16, style=style, seed=5, pace=StreamSettings().pace)
     clip = head.push(spoken) + head.finish()
-    stream = StreamCore(model, face, StreamSettings(fps, 2, cushion=0, seed=5), style, LatentRenderer)
+    stream = StreamCore(model, face, StreamSettings(fps, 16, cushion=0, seed=5), style, LatentRenderer)
     stream.push(spoken)
     live = ticks(stream, 6 * SECOND, 333)
     assert len(clip) == -(-len(spoken) * fps // SAMPLE_RATE)
@@ -354,3 +377,52 @@ def test_fifo_keeps_order(steps):
             taken += part.tolist()
         assert fifo.size == given_ - len(taken)
     assert taken == list(range(len(taken)))
+
+
+def test_a_face_that_cannot_be_drawn_changes_nothing():
+    stream, same = core(), core()
+    for each in (stream, same):
+        each.push(voice(3 * SECOND))
+        ticks(each, SECOND)
+    stream._make_renderer = lambda portrait, size: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        stream.change_portrait(portrait(2.0, 1.0, -1.0))
+    ticks(stream, 2 * SECOND), ticks(same, 2 * SECOND)
+    assert np.array_equal(stream._renderer.seen, same._renderer.seen)
+
+
+def test_a_face_whose_renderer_is_made_already_costs_the_stream_nothing():
+    stream, other = core(), portrait(2.0, 1.0, -1.0)
+    ticks(stream, SECOND)
+    made = stream.make_renderer(other)
+    stream._make_renderer = lambda portrait, size: 1 / 0
+    stream.change_portrait(other, made)
+    assert len(made.seen) == 0 and made.size == 16
+    ticks(stream, SECOND)
+    assert len(made.seen) == 45
+
+
+def test_the_default_is_one_of_the_latencies_that_were_measured():
+    chosen = LATENCIES["balanced"]
+    assert (StreamSettings().pace, StreamSettings().cushion) == (chosen.pace, chosen.cushion)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fps": 0}, {"fps": 45.0}, {"size": 8}, {"size": 512.5}, {"seed": -1}, {"cushion": -1}, {"backlog": 0}],
+)
+def test_settings_that_cannot_be_are_refused_in_a_line(wrong):
+    with pytest.raises(ValueError, match=f"^[^\n]*{next(iter(wrong))}[^\n]*$"):
+        StreamSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hop": 0}, {"steps": 0}, {"brief": 0}, {"look_ahead": -1}, {"temperature": -0.1},
+        {"temperature": float("nan")}, {"guidance": float("inf")},
+    ],
+)  # fmt: skip
+def test_a_pace_that_cannot_be_is_refused_in_a_line(wrong):
+    with pytest.raises(ValueError, match=f"^[^\n]*{next(iter(wrong))}[^\n]*$"):
+        Pace(**wrong)

@@ -1,14 +1,19 @@
 """Weights: what is exported is what runs, and a damaged folder is refused in one line."""
 
+import hashlib
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save
 
+from engine.backend import CpuBackend
 from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, WEIGHTS, Model, WeightsError, find_weights
 from engine.renderer.cpu import GAUGES, FieldCounts, portrait_inputs, resting
 
@@ -225,6 +230,74 @@ def test_a_flipped_bit_or_a_missing_file_is_named(folder, name):
 def test_a_config_that_makes_no_sense_is_refused(folder, text):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert "config.json: cannot be read" in refused(folder)
+
+
+def without(mapping: dict, key: str) -> dict:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c | {"renderer": without(c["renderer"], "eyes_flow")},
+        lambda c: c | {"renderer": c["renderer"] | {"ears": 3}},
+        lambda c: c | {"renderer": c["renderer"] | {"head": "3"}},
+        lambda c: c | {"renderer": c["renderer"] | {"head": True}},
+        lambda c: c | {"renderer": 7},
+        lambda c: c | {"motion": c["motion"] | {"window": "16"}},
+        lambda c: c | {"motion": c["motion"] | {"window": 16.0}},
+        lambda c: c | {"motion": c["motion"] | {"window": 0}},
+    ],
+)
+def test_a_config_without_the_numbers_that_are_needed_is_refused(folder, spoil):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(spoil(config)))
+    assert "config.json: cannot be read" in refused(folder)
+
+
+def replaced(folder: Path, data: bytes) -> None:
+    """Other arrays, with a hash that fits."""
+    (folder / "weights.safetensors").write_bytes(data)
+    config = json.loads((folder / "config.json").read_text())
+    config["sha256"]["weights.safetensors"] = hashlib.sha256(data).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_arrays_that_lack_one_are_refused_although_their_hash_fits(folder, untrained):
+    whole = {name: value for name, value in untrained.arrays.items() if name != "runtime.blink"}
+    replaced(folder, save(whole))
+    assert "weights.safetensors: not as this ifmdm needs it" in refused(folder)
+    assert "runtime.blink" in refused(folder)
+    replaced(folder, b"nothing of the kind")
+    assert "weights.safetensors: not as this ifmdm needs it" in refused(folder)
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    opened = Path.open
+
+    def guarded(self, *given, **more):
+        if self.name == "motion.onnx":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *given, **more)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    assert "motion.onnx: cannot be read (Permission denied)" in refused(folder)
+
+
+def test_a_network_is_loaded_once_however_many_threads_ask(folder):
+    class Slow(CpuBackend):
+        loaded = 0
+
+        def network(self, path, shared=False):
+            self.loaded += 1
+            time.sleep(0.05)
+            return lambda inputs: []
+
+    model = Model.load(folder, backend=Slow())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model._motion, range(4)))
+    assert model.backend.loaded == 1
+    assert all(each is found[0] for each in found)
 
 
 def test_a_folder_without_config_and_one_of_another_version_are_refused(folder, tmp_path):

@@ -6,6 +6,7 @@ by hop whatever the audio's chunks were, and each hop's noise depends on the see
 offline and streaming give the same latents.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,12 @@ class Pace:
     temperature: float = 1.0
     brief: int = 12
     calm: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.hop, self.steps, self.brief) < 1 or self.look_ahead < 0:
+            raise ValueError(f"{self}: a pace has hop, steps and brief from 1 on, and look_ahead from 0 on")
+        if not (math.isfinite(self.guidance) and 0 <= self.temperature < math.inf):
+            raise ValueError(f"{self}: a pace has a finite guidance, and a finite temperature from 0 on")
 
 
 #: For what need not be fast: a clip. Guidance and temperature by measurement (MODEL_CARD.md).
@@ -136,7 +143,7 @@ class MotionGenerator:
 
     def __post_init__(self) -> None:
         pace = self.pace
-        if min(pace.hop, pace.steps) < 1 or pace.look_ahead < 0 or pace.hop + pace.look_ahead >= self.window:
+        if pace.hop + pace.look_ahead >= self.window:
             raise ValueError(f"{pace}: such a pace has no place in a window of {self.window} latents")
         self._angles = (np.linalg.pinv(self.degrees / self.within).T * (self.swing / self.within)).astype(np.float32)
         known = np.concatenate([self.lips, self.lids, self.head])

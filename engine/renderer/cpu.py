@@ -14,7 +14,7 @@ from engine.renderer import lids, lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import Inside, Place, apart, uncovered
 from engine.renderer.lids import Lids
-from engine.renderer.matte import Layers, beyond, part, refine, shine
+from engine.renderer.matte import Layers, beyond, part, refine, scaled, shine
 from engine.renderer.outline import Outline
 
 CANVAS = 256
@@ -106,7 +106,7 @@ class PreparedPortrait:
 def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.ndarray]:
     """Square RGB pixels and keypoints (5, 2) -> what the portrait graph takes: picture (1, 3, 256, 256) in 0..1,
     mouth_box and eyes_box (1, 4)."""
-    small = pixels if len(pixels) == CANVAS else cv2.resize(pixels, (CANVAS, CANVAS), interpolation=cv2.INTER_AREA)
+    small = pixels if len(pixels) == CANVAS else scaled(pixels, CANVAS)
     return {
         "picture": np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32) / 255,
         "mouth_box": mouth_box(keypoints)[None],
@@ -228,7 +228,7 @@ def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
         kind = cv2.INTER_AREA if len(pixels) > size else cv2.INTER_CUBIC
         pixels = cv2.resize(pixels, (size, size), interpolation=kind)
     if len(matte) != size:
-        matte = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
+        matte = scaled(matte, size)
     plain = part(pixels, matte)
     colours = plain.front[..., :3]
     crisp = plain.front.copy()
@@ -303,8 +303,8 @@ class CpuRenderer:
         axis = np.arange(side, dtype=np.float32)
         return np.ascontiguousarray(np.stack(np.meshgrid(axis, axis), -1))
 
-    def render(self, coefficients: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, written to `out` if given."""
+    def render(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, the caller's to keep."""
         weights = away(coefficients, self.portrait.coefficients, self.portrait.blinking)
         head, face, mouth_flow, mouth_texture, eyes_flow, eyes_texture, gauges = np.split(weights, self._splits)
         self._move(head, face, (mouth_flow, eyes_flow))
@@ -313,7 +313,7 @@ class CpuRenderer:
         )
         cv2.extractChannel(self._moving, 3, dst=self._through)
         shine(self._back, self._through, self._shining)
-        frame = cv2.cvtColor(self._moving, cv2.COLOR_RGBA2RGB, dst=out)
+        frame = cv2.cvtColor(self._moving, cv2.COLOR_RGBA2RGB)
         cv2.add(frame, self._shining, dst=frame)
         self._paint(frame, (mouth_texture, eyes_texture), gauges)
         return frame

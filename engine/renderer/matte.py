@@ -68,6 +68,13 @@ def refine(matte: np.ndarray, pixels: np.ndarray, keypoints: np.ndarray) -> np.n
     return np.maximum(((fine - VEIL) / (1 - 2 * VEIL)).clip(0, 1), face.astype(np.float32) / 255)
 
 
+def scaled(picture: np.ndarray, side: int) -> np.ndarray:
+    """A square (S, S) or (S, S, 3) -> the same of another side: averaged where it shrinks, and bilinear where it grows,
+    since to average makes blocks there."""
+    kind = cv2.INTER_AREA if side < len(picture) else cv2.INTER_LINEAR
+    return cv2.resize(picture, (side, side), interpolation=kind)
+
+
 def fill(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
     """picture (n, n, 3) and known (n, n) float32, n a power of two -> the picture with what is not known filled in from
     around it (push-pull, Gortler et al. 1996)."""
@@ -117,8 +124,7 @@ def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Picture (S, S, 3) uint8 and how much of each pixel is background (S, S) float32 -> (S, S, 3) float32, the
     background where little of it is known: the mirror images of what is, and what lies around where those are none."""
     size = len(pixels)
-    small = cv2.resize(pixels, (FILL, FILL), interpolation=cv2.INTER_AREA).astype(np.float32)
-    known_there = cv2.resize(known, (FILL, FILL), interpolation=cv2.INTER_AREA)
+    small, known_there = scaled(pixels, FILL).astype(np.float32), scaled(known, FILL)
     filled = cv2.resize(fill(small, known_there), (size, size), interpolation=cv2.INTER_LINEAR)
     shown, amount = np.zeros_like(filled), np.zeros_like(known)
     for places, share in mirrors(known_there < SEEN):
@@ -137,7 +143,8 @@ def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def part(pixels: np.ndarray, matte: np.ndarray) -> Layers:
-    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back."""
+    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back,
+    but for what is darker than as much of the background, filled in there, as shows through."""
     reach = 2 * round(len(pixels) / 32) + 1
     grown = cv2.dilate(matte.astype(np.float32), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
     known = 1 - (grown * 1.5).clip(max=1)

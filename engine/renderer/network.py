@@ -17,7 +17,8 @@ The renderer is a motion basis. A portrait is turned once into fields; a frame i
     frame(x) = (1 - a) v + t                  where it covers the old  (a: its opacity, t: its premultiplied colour)
 
 Texture and deformation live in the portrait's own coordinates, before the head moves, so they stay on the face. At the
-portrait's own motion every coefficient is zero and the frame is the portrait.
+portrait's own motion every coefficient is zero and the frame is the portrait, but for what is darker than the
+background filled in there, where that shows through.
 """
 
 from dataclasses import dataclass

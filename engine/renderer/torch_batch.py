@@ -105,19 +105,14 @@ class TorchRenderer:
         gatherer.call(_Join(self._seat))
         weakref.finalize(self, gatherer.post, _Leave(self._seat)).atexit = False
 
-    def render(self, coefficients: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, written to `out` if given. Waits
-        for the batch it is in. Raises ValueError for shapes that do not fit."""
+    def render(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients (C,) of the motion to show -> frame (size, size, 3) uint8 RGB, the caller's to keep. Waits
+        for the batch it is in. Raises ValueError for a shape that does not fit."""
         own = self.portrait.coefficients
         if coefficients.shape != own.shape:
             raise ValueError(f"coefficients {coefficients.shape}, not {own.shape}")
-        if out is None:
-            out = np.empty((self.size, self.size, 3), np.uint8)
-        elif out.shape != (self.size, self.size, 3) or out.dtype != np.uint8:
-            raise ValueError(f"out {out.shape} {out.dtype}, not {(self.size, self.size, 3)} uint8")
         # a copy, so that whoever keeps a frame does not keep its whole batch
-        np.copyto(out, self._gatherer.call(_Show(self._seat, away(coefficients, own, self.portrait.blinking))))
-        return out
+        return self._gatherer.call(_Show(self._seat, away(coefficients, own, self.portrait.blinking))).copy()
 
 
 class TorchRenderers:
