@@ -5,9 +5,10 @@ import contextlib
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -34,6 +35,11 @@ _CHECK_SECONDS = 1.0
 #: A guest louder than this speaks; a muted or idle microphone is below.
 GUEST_SILENCE_DB = -50.0
 _STATUS_SECONDS = 0.5
+#: With more frames than the first share late or never made in the last looks, the machine is too slow; with fewer than
+#: the second, it is fast enough again. That takes so many seconds to tell, and is logged again after so many.
+SLOW_SHARE, SWIFT_SHARE, SLOW_LOOKS = 0.25, 0.1, 10
+SLOW_SECONDS, SLOW_AGAIN_SECONDS = 3.0, 60.0
+
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +110,49 @@ class Ear:
         if self._input is not None:
             self._stream.push(self._input.finish(), self._live)
             self._input = None
+
+
+@dataclass
+class Punctuality:
+    """Whether the machine keeps up with frames like `form`. problem: a line, "" if it does."""
+
+    form: MediaFormat
+    problem: str = ""
+    _looks: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SLOW_LOOKS))  # seconds, share late
+    _last: tuple[float, int, int] | None = None
+    _told: float = -inf
+
+    @property
+    def late(self) -> float:
+        """The share of the frames of the last looks that were late or never made. A look counts as much as another, so
+        that a machine that slept for an hour was not slow."""
+        return sum(share for _, share in self._looks) / max(1, len(self._looks))
+
+    def look(self, now: float, made: int, late: int) -> bool:
+        """Whether the problem is to be logged. now: seconds; made, late: frames so far."""
+        before, self._last = self._last, (now, made, late) if made else None  # the first takes as long as it takes
+        if before is None or made == before[1]:  # a head that makes none has stalled, which is something else
+            return False
+        seconds, in_time = now - before[0], (made - late) - (before[1] - before[2])
+        self._looks.append((seconds, min(1.0, max(0.0, 1 - in_time / (seconds * self.form.fps)))))
+        span = sum(seconds for seconds, _ in self._looks)
+        if span < SLOW_SECONDS or self.late <= (SWIFT_SHARE if self.problem else SLOW_SHARE):
+            self.problem = ""
+            return False
+        again = now - self._told >= SLOW_AGAIN_SECONDS
+        if again or not self.problem:
+            self.problem = self._explained(span)
+        self._told = now if again else self._told
+        return again
+
+    def _explained(self, span: float) -> str:
+        form = self.form
+        less = " or ".join(["--fps 25"] * (form.fps > 25) + ["--size 256"] * (form.width > 256))
+        mend = f"try {less}" if less else "close other programs"
+        return (
+            f"too slow for {form.fps} fps at {form.width}: {100 * self.late:.0f} % of the frames of the last "
+            f"{span:.0f} s came late; {mend}"
+        )
 
 
 @dataclass
@@ -221,11 +270,17 @@ class Show:
 
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
-        resyncs = 0
+        resyncs, pace, warn = 0, Punctuality(self.form), self.alert or self.tell
         while True:
-            if self.stream.figures.resyncs > resyncs:
-                resyncs = self.stream.figures.resyncs
-                (self.alert or self.tell)("the machine stood still for a while; time goes on from now")
+            figures, late = self.stream.figures, pace.late
+            if pace.look(time.monotonic(), figures.made, figures.late):
+                warn(pace.problem)
+            if pace.problem or "speed" in self.problems:
+                self.problems["speed"] = pace.problem
+            if figures.resyncs > resyncs:
+                resyncs = figures.resyncs
+                if late <= SLOW_SHARE:  # else it did not stand still, but has too much to do
+                    warn("the machine stood still for a while; time goes on from now")
             failed, self._failed = self._failed, set()
             for each in (self.source, *self.sinks):
                 if each is None:

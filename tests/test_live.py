@@ -508,6 +508,77 @@ def test_what_is_wrong_is_told_apart_from_what_happens(monkeypatch):
     live(play())
 
 
+def paced(*looks: tuple[float, int, int], fps: int = 45, size: int = 512) -> tuple[run.Punctuality, list[str]]:
+    """What comes of looks of so many seconds each, with frames made and late in them, and what is to be logged."""
+    pace, warned = run.Punctuality(MediaFormat(size, size, fps, SAMPLE_RATE)), []
+    now, made, late = 100.0, 1, 0
+    pace.look(now, made, late)
+    for seconds, more, behind in looks:
+        now, made, late = now + seconds, made + more, late + behind
+        if pace.look(now, made, late):
+            warned.append(pace.problem)
+    return pace, warned
+
+
+def test_a_machine_that_is_too_slow_is_named_once_a_minute():
+    slow, well = (1.0, 45, 27), (1.0, 45, 0)
+    told = "too slow for 45 fps at 512: 60 % of the frames of the last 3 s came late; try --fps 25 or --size 256"
+    pace, warned = paced(*[slow] * 50)
+    assert warned == [pace.problem] == [told]
+    _, warned = paced(*[slow] * 70)
+    assert warned == [told, told.replace("3 s", "10 s")]
+    pace, warned = paced(*[slow] * 5, *[well] * 10, *[slow] * 5)
+    assert warned == [told] and "too slow for 45 fps" in pace.problem
+    pace, warned = paced(*[slow] * 5, *[well] * 10)
+    assert warned == [told] and pace.problem == ""
+
+
+def test_frames_that_are_never_made_are_late_and_a_mend_is_no_more_than_there_is():
+    pace, _ = paced(*[(1.0, 9, 0)] * 4, fps=25)
+    assert pace.problem == "too slow for 25 fps at 512: 64 % of the frames of the last 3 s came late; try --size 256"
+    pace, _ = paced(*[(1.0, 1, 1)] * 4, fps=25, size=256)
+    assert pace.problem.endswith("100 % of the frames of the last 3 s came late; close other programs")
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [(1.0, 45, 8)] * 20,  # one in six
+        [(1.0, 45, 45)] * 2,  # too short to tell
+        [*[(1.0, 45, 0)] * 5, (3600.0, 46, 45), *[(1.0, 45, 0)] * 5],  # it slept
+        [(1.0, 0, 0)] * 20,  # it has stalled
+    ],
+)
+def test_what_is_no_slow_machine_is_not_called_one(looks):
+    pace, warned = paced(*looks)
+    assert (warned, pace.problem) == ([], "")
+
+
+def test_a_slow_machine_is_told_as_a_problem_and_did_not_stand_still(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(run, "SLOW_SECONDS", 0.3)
+
+    async def play():
+        screen, alerts = Screen(), []
+        whole = show([screen])
+        whole.alert = alerts.append
+        draw = whole.stream._core._renderer.render
+        whole.stream._core._renderer.render = lambda coefficients: time.sleep(0.1) or draw(coefficients)
+        task = asyncio.create_task(whole.run(0, stop := asyncio.Event()))
+        while not whole.problems.get("speed"):
+            await asyncio.sleep(0.01)
+        whole.stream.figures.resyncs += 1
+        await asyncio.sleep(0.5)
+        assert whole.problems["speed"] in whole.status(time.monotonic())
+        assert whole.figures()["problems"] == 1
+        stop.set()
+        await task
+        (told,) = alerts
+        assert told.startswith("too slow for 45 fps at 64: ") and told.endswith("came late; try --fps 25")
+
+    live(play())
+
+
 def test_services_run_beside_and_another_face_is_prepared_beside():
     async def play():
         seen = []
