@@ -75,11 +75,12 @@ def check_source(settings: Settings) -> tuple[str, str]:
 
 def check_recording(settings: Settings) -> tuple[str, str]:
     from plugin.render import check_record
+    from transports.recording import next_take
 
     if not settings.live.record:
         return GOOD, "none asked for"
     check_record(settings)
-    return GOOD, f"{settings.live.record} can be written"
+    return GOOD, f"{next_take(settings.live.record)} can be written"
 
 
 def check_clip(settings: Settings) -> tuple[str, str]:

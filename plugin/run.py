@@ -27,7 +27,7 @@ from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
 from transports.media import Interruptible, MediaFormat, Sink, Source, TransportError
-from transports.recording import RecordingSink
+from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
 _PORTRAIT_SIZE = 512
@@ -399,7 +399,7 @@ def make_show(
     sinks = make_sinks(settings)
     check_record(settings)
     if live.record:
-        sinks.append(RecordingSink(live.record, {"comment": PROVENANCE, "description": PROVENANCE}))
+        sinks.append(_recording(live.record, tell))
     source = make_source(settings)
     server = None
     if settings.server.enabled:
@@ -432,6 +432,19 @@ def make_show(
     return show
 
 
+def _recording(path: str, tell: Callable[[str], None]) -> RecordingSink:
+    """A recording that replaces no earlier one. tell: is told of what there is of those."""
+    for part in cut_off(path):
+        tell(
+            f"{part}: an earlier recording that was cut off, unless another program is making it; rename it to a name "
+            "that ends in .mp4 to keep it"
+        )
+    take = next_take(path)
+    if take != Path(path):
+        tell(f"{path} is there already and is kept; this recording will be {take}")
+    return RecordingSink(take, {"comment": PROVENANCE, "description": PROVENANCE})
+
+
 async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -446,7 +459,7 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
             loop.add_signal_handler(number, leave)
     show = await asyncio.to_thread(make, settings, _log.info)
     show.alert = _log.warning
-    recording = [settings.live.record] if settings.live.record else []
+    recording = [str(sink.path) for sink in show.sinks if isinstance(sink, RecordingSink)]
     shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
     _log.info(
         f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
@@ -468,8 +481,9 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
         await _cancel([reporter])
         terminal.clear()
     _log.info(f"ended after {show.status(began)}")
-    if any(isinstance(sink, RecordingSink) and not sink.frames for sink in show.sinks):
-        _log.warning(f"{settings.live.record}: nothing was recorded, since it ended before the first frame")
+    for sink in show.sinks:
+        if isinstance(sink, RecordingSink) and not sink.frames:
+            _log.warning(f"{sink.path}: nothing was recorded, since it ended before the first frame")
 
 
 def run(settings: Settings, make: Callable[..., Show] = make_show, out: TextIO | None = None) -> None:

@@ -876,6 +876,31 @@ def test_a_recording_of_so_many_seconds(tmp_path):
     assert b"Traceback" not in shown
 
 
+def test_an_earlier_recording_is_kept_and_one_that_was_cut_off_is_named(tmp_path):
+    child = start("--record", "a.mp4", folder=tmp_path)
+    try:
+        while not any(b"moov" in part.read_bytes() for part in tmp_path.glob(".a-*.part")):
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.communicate(timeout=30)
+    (part,) = tmp_path.iterdir()
+    (tmp_path / "a.mp4").write_text("precious")
+    child = start("--seconds", "1.5", "--record", "a.mp4", folder=tmp_path)
+    _, shown = child.communicate(timeout=60)
+    assert child.returncode == 0, shown
+    lines = shown.decode().splitlines()
+    assert lines[0] == (
+        f"ifmdm: {part}: an earlier recording that was cut off, unless another program is making it; rename it to a "
+        "name that ends in .mp4 to keep it"
+    )
+    assert lines[1] == "ifmdm: a.mp4 is there already and is kept; this recording will be a-2.mp4"
+    assert "shown: a-2.mp4;" in lines[2]
+    assert (tmp_path / "a.mp4").read_text() == "precious"
+    assert length(tmp_path / "a-2.mp4")[0] > 0.5 * FPS
+    assert length(part.rename(tmp_path / "kept.mp4"))[0] >= FPS // 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_clean_end(number, tmp_path):
     child = start("--record", "a.mp4", folder=tmp_path)
