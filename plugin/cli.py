@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin import __version__
 
@@ -112,6 +112,9 @@ Run = Callable[[argparse.Namespace], int | None]
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)  # --port is no --portrait
+
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -137,9 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return _unexpected(error, debug)
-        return _fail(
-            f"this needs {error.name}, which is not installed: pip install 'ifmdm[{extra}]'", BAD_INPUT, debug
-        )
+        mend = f"pip install -c constraints.txt '.[{extra}]'"
+        return _fail(f"this needs {error.name}, which is not installed: {mend}", BAD_INPUT, debug)
     except Exception as error:
         if isinstance(error, _refusals()):
             return _fail(str(error), BAD_INPUT, debug)
@@ -152,7 +154,7 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
     debug.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error comes from"
     )
-    parser = _Parser("ifmdm", description="A portrait speaks: a live talking head.", parents=[debug])
+    parser = _Parser(prog="ifmdm", description="A portrait speaks: a live talking head.", parents=[debug])
     parser.add_argument("--version", action="version", version=f"ifmdm {__version__}")
     words = [word for word in argv if not word.startswith("-")]
     command, piece = [*words, "", ""][:2]

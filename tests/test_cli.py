@@ -135,6 +135,7 @@ def test_the_config_file_of_the_project_shows_the_defaults():
         (["--output", "none/o.mp4"], "none/o.mp4: there is no folder"),
         (["--output", "o.avi"], "o.avi: the output is an MP4 file"),
         (["--colour", "red"], "unrecognized arguments: --colour red (see ifmdm --help)"),
+        (["--port", "8080"], "unrecognized arguments: --port 8080 (see ifmdm --help)"),
         (["--fps"], "argument --fps: expected one argument"),
         (["--config", "none.toml"], "none.toml: the config file cannot be read"),
     ],
@@ -196,8 +197,14 @@ def test_a_missing_extra_is_named(missing, extra, monkeypatch, capsys):
 
     monkeypatch.setattr(cli.importlib, "import_module", absent)
     assert run("evaluate") == 2
-    expected = f"ifmdm: this needs {missing}, which is not installed: pip install 'ifmdm[{extra}]'\n"
+    expected = f"ifmdm: this needs {missing}, which is not installed: pip install -c constraints.txt '.[{extra}]'\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("args", [("--vers",), ("devices", "--deb"), ("doctor", "--conf", "x"), ("bench", "--qui")])
+def test_no_flag_is_taken_for_a_longer_one(args, capsys):
+    assert run(*args) == 2
+    assert args[-1 if args[-1] != "x" else -2] in capsys.readouterr().err
 
 
 def test_training_is_handed_its_arguments(monkeypatch):
