@@ -162,6 +162,12 @@ def test_what_cannot_be_is_refused_in_one_line(args, told, capsys):
         ("fps = 25", "config.toml: fps = 25: there is no such section"),
         ("video = 25", "config.toml: video = 25: this is a section: write [video]"),
         ("[head]\npose = 3", "config.toml: head.pose = 3: give yaw, pitch, roll"),
+        ("[head]\nconsent = 'yes'", "config.toml: head.consent = 'yes': give true if you may"),
+        ("[head]\nconsent = 'true'", "config.toml: head.consent = 'true': give true if you may"),
+        ("[video]\nbadge = 1", "config.toml: video.badge = 1: give true for"),
+        ("[video]\nfps = '30'", "config.toml: video.fps = '30': give a whole number"),
+        ("[voice]\npause = '1.5'", "config.toml: voice.pause = '1.5': give a number of seconds"),
+        ("[head]\npose = ['1', 2, 3]", "config.toml: head.pose = ['1', 2, 3]: give yaw, pitch, roll"),
         ("[head]\nconsent = 'perhaps'", "config.toml: head.consent = 'perhaps': give true if you may"),
         ("fps 25", "config.toml: this is not TOML: "),
         ("\xff", "config.toml: this is not TOML: "),
@@ -179,6 +185,13 @@ def test_a_wrong_config_file_is_named_with_key_value_and_what_is_allowed(text, t
         ("IFMDM_VIDEO__FPS", "fast", "IFMDM_VIDEO__FPS=fast: give a whole number from 1 to 120"),
         ("IFMDM_VIDEO__FSP", "5", "IFMDM_VIDEO__FSP=5: there is no such setting; [video] has fps"),
         ("IFMDM_HEAD__POSE", "1,2", "IFMDM_HEAD__POSE=1,2: give yaw, pitch, roll"),
+        ("IFMDM_HEAD__CONSENT", "yes", "IFMDM_HEAD__CONSENT=yes: give true if you may"),
+        ("IFMDM_VIDEO", "5", "IFMDM_VIDEO=5: this is a section"),
+        ("IFMDM_VIDEO_FPS", "5", "IFMDM_VIDEO_FPS: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("IFMDM_VIDIO__FPS", "5", "IFMDM_VIDIO__FPS: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("ifmdm_server_token", "secret", "ifmdm_server_token: there is no such setting; did you mean IFMDM_SERVER__"),
+        ("IFMDM_VIDEO__FSP__X", "5", "IFMDM_VIDEO__FSP__X: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("IFMDM_Q", "5", "IFMDM_Q: there is no such setting; they are called as in IFMDM_HEAD__PORTRAIT"),
     ],
 )
 def test_a_wrong_environment_is_named(name, value, told, monkeypatch):
@@ -186,6 +199,40 @@ def test_a_wrong_environment_is_named(name, value, told, monkeypatch):
     with pytest.raises(SettingsError) as caught:
         load_settings({})
     assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(("value", "means"), [("true", True), ("False", False), ("1", True), ("0", False)])
+def test_what_is_true_and_false_in_the_environment(value, means, monkeypatch):
+    monkeypatch.setenv("IFMDM_VIDEO__BADGE", value)
+    assert load_settings({}).video.badge is means
+
+
+def test_other_names_of_the_environment_are_no_settings(monkeypatch):
+    Path("config.toml").write_text("[video]\nfps = '25'\n")  # overridden, and never looked at
+    monkeypatch.setenv("IFMDM_VIDEO__FPS", "30")
+    monkeypatch.setenv("IFMDM_PLUGINS__MIRROR__SIDE", "left")
+    monkeypatch.setenv("IFMDM_WATCH_SECONDS", "5")
+    monkeypatch.setenv("OTHER_VIDEO_FPS", "5")
+    got = load_settings({})
+    assert (got.video.fps, got.plugins.model_extra) == (30, {"mirror": {"side": "left"}})
+
+
+def test_all_that_is_wrong_is_named_and_the_rest_can_be_used(monkeypatch):
+    Path("config.toml").write_text("[video]\nfps = '25'\nsize = 256\n[head]\nconsent = 1\nseed = 3\npose = 4\n[vido]\n")
+    monkeypatch.setenv("IFMDM_VIDEO_SIZE", "128")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"head.intensity": "9"}, names={"head.intensity": "--intensity"})
+    places = [line.split(":")[:2] for line in caught.value.problems]
+    assert places[0][0] == "IFMDM_VIDEO_SIZE"
+    assert sorted(" ".join(place) for place in places[1:]) == [
+        "--intensity 9  give a number from 0 (still) to 2 (twice as lively)",
+        "config.toml  head.consent = 1",
+        "config.toml  head.pose = 4",
+        "config.toml  video.fps = '25'",
+        "config.toml  vido = {...}",
+    ]
+    rest = caught.value.rest
+    assert (rest.video.fps, rest.video.size, rest.head.seed, rest.head.consent) == (45, 256, 3, False)
 
 
 @pytest.mark.parametrize(

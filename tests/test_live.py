@@ -3,6 +3,8 @@
 import asyncio
 import importlib.metadata
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -667,11 +669,15 @@ def test_ours_are_made_with_their_settings():
 
 
 def refused_by_config_check(text: str, told: str, capsys) -> str:
-    """A config.toml whose one fault is told in one line, which is given back."""
+    """A config.toml whose one fault is told in one line, which begins with the file and the setting and goes on as
+    `told` does. What is told is given back."""
     Path("config.toml").write_text(text)
     assert cli.main(["config", "check"]) == 2
     shown = capsys.readouterr().out
-    assert shown.startswith(told)
+    assert re.match(r"config\.toml: \w+\.\w+ = .*: ", shown)
+    problem = shown.removeprefix("config.toml: ")
+    assert problem.startswith(told) or told.partition(": ")[2] in problem
+    assert told.partition(": ")[0] in shown
     assert shown.count("\n") == 1
     return shown
 
@@ -721,24 +727,44 @@ def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys
         ("[render]\naudio = 'a.mp4'\noutput = 'a.mp4'", "a.mp4: this is also an input"),
     ],
 )
-def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys):
+def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys, assets):
+    shutil.copy(assets / "voice.flac", "a.mp4")
     shown = refused_by_config_check(text, told, capsys)
     _, finding = doctor.examine(None, {"clip": doctor.CHECKS["clip"]})
-    assert str(finding) == f"FAILS clip: {shown.strip()}"
+    assert str(finding).startswith(f"FAILS clip: {told}")
     assert cli.main(["render"]) == 2
-    assert capsys.readouterr().err == f"ifmdm: {shown}"
+    error = capsys.readouterr().err
+    assert str(finding) == f"FAILS clip: {error.removeprefix('ifmdm: ').strip()}"
+    assert error.partition(f"{told.partition(': ')[0]}: ")[2] == shown.rpartition("': ")[2]
 
 
-def test_config_check_tells_all_that_is_wrong(capsys):
-    Path("config.toml").write_text("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert capsys.readouterr().out.count("\n") == 3
-    Path("config.toml").write_text("[head]\nportrait = 'me.jpg'\nconsent = true\n[engine]\nweights = 'none'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["me.jpg", "none"]
-    Path("config.toml").write_text("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert capsys.readouterr().out.count("\n") == 2
+def test_config_check_tells_all_that_is_wrong_and_where(capsys, monkeypatch):
+    def told(text: str) -> list[str]:
+        Path("config.toml").write_text(text)
+        assert cli.main(["config", "check"]) == 2
+        return capsys.readouterr().out.splitlines()
+
+    assert len(told("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")) == 3
+    lines = told("[head]\nportrait = 'me.jpg'\nconsent = true\n[engine]\nweights = 'none'\n")
+    assert [line.partition(": ")[2].partition(": ")[0] for line in lines] == [
+        "head.portrait = 'me.jpg'", "engine.weights = 'none'"
+    ]  # fmt: skip
+    (line,) = told("[head]\nportrait = 'eda'\n[render]\noutput = 'b.mp4'\n")
+    assert line.startswith("config.toml: head.portrait = 'eda': no bundled portrait and no file has this name; bundled")
+    lines = told("[live]\nsource = 'radio'\noutputs = ['tv']\n")
+    assert lines[0].startswith("config.toml: live.source = 'radio': no such source; there are")
+    assert lines[1].startswith("config.toml: live.outputs = ['tv']: 'tv': no such output; there are")
+    assert len(told("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")) == 2
+    # what is wrong in one place hides nothing in another
+    lines = told("[video]\nfps = '30'\n[head]\nportrait = 'eda'\n[server]\nhost = '0.0.0.0'\n")
+    assert [line.partition(" = ")[0] for line in lines] == [
+        "config.toml: video.fps", "config.toml: server.host", "config.toml: head.portrait"
+    ]  # fmt: skip
+    monkeypatch.setenv("IFMDM_HEAD__PORTRAIT", "uda")
+    (line,) = told("[head]\nportrait = 'eda'\n")
+    assert line.startswith("IFMDM_HEAD__PORTRAIT=uda: no bundled portrait")
+    monkeypatch.delenv("IFMDM_HEAD__PORTRAIT")
+    assert told("fps 30")[0].startswith("config.toml: this is not TOML")
     assert cli.main(["config", "check", "--config", str(ROOT / "config.toml")]) == 0
     assert "every setting can be used" in capsys.readouterr().out
 
@@ -943,7 +969,8 @@ def test_a_recording_that_would_replace_what_it_is_made_of_is_refused_and_touche
         assert cli.main(["run"]) == 2
         assert capsys.readouterr().err == f"ifmdm: {told}\n"
         assert cli.main(["config", "check"]) == 2
-        assert told in capsys.readouterr().out
+        place, problem = told.split(": ", 1)
+        assert f"config.toml: live.record = '{place}': {problem}\n" in capsys.readouterr().out
         _, finding = doctor.examine(None, {"recording": doctor.check_recording})
         assert str(finding) == f"FAILS recording: {told}"
     assert Path("talk.mp4").read_text() == "the voice"
