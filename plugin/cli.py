@@ -10,7 +10,7 @@ import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -106,6 +106,16 @@ _METAVARS = {
     "camera.device": "DEVICE",
     "audio.device": "DEVICE",
     "server.host": "ADDRESS",
+}
+
+# What a flag of `run` is for: without it the flag would do nothing.
+_FLAGS_OF = {
+    "voice.file": ("live.source", "file"),
+    "microphone.device": ("live.source", "microphone"),
+    "camera.device": ("live.outputs", "camera"),
+    "audio.device": ("live.outputs", "audio"),
+    "server.host": ("server.enabled", True),
+    "server.port": ("server.enabled", True),
 }
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -240,7 +250,25 @@ def _settings(args: argparse.Namespace, command: str) -> "Settings":
 
     names = _SETTING_FLAGS[command] | _SWITCHES
     flags = {setting: value for setting in names if (value := getattr(args, setting, None)) is not None}
-    return load_settings(flags, args.config, names)
+    settings = load_settings(flags, args.config, names)
+    if command == "run":
+        _refuse_idle(flags, settings)
+    return settings
+
+
+def _refuse_idle(flags: Mapping[str, Any], settings: "Settings") -> None:
+    """Raises SettingsError for a flag that would do nothing. In a file it may wait for its day."""
+    from plugin.settings import SettingsError
+
+    names = _SETTING_FLAGS["run"] | _SWITCHES
+    for setting, (of, needed) in _FLAGS_OF.items():
+        section, name = of.split(".")
+        now = getattr(getattr(settings, section), name)
+        if setting in flags and needed != now and not (isinstance(now, tuple) and needed in now):
+            mend = names[of] if needed is True else f"{names[of]} {needed}"
+            raise SettingsError(
+                f"{names[setting]} {flags[setting]}: this does nothing without {mend}; give both, or leave it out"
+            )
 
 
 def _render(args: argparse.Namespace) -> int:

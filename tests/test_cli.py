@@ -276,6 +276,44 @@ def test_training_is_handed_its_arguments(monkeypatch):
     assert run("train", "everything") == 2
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """Stands in for the live head; gives the settings that reached it."""
+    seen = []
+    monkeypatch.setattr("plugin.run.run", seen.append)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("--source none --microphone foo", "--microphone foo: this does nothing without --source microphone; give"),
+        ("--microphone foo", "--microphone foo: this does nothing without --source microphone"),
+        ("--source none --audio nope.wav", "--audio nope.wav: this does nothing without --source file; give both"),
+        ("--source microphone --audio v.wav", "--audio v.wav: this does nothing without --source file"),
+        ("--camera /dev/video9", "--camera /dev/video9: this does nothing without --outputs camera"),
+        ("--camera 1 --outputs audio", "--camera 1: this does nothing without --outputs camera"),
+        ("--audio-device 3", "--audio-device 3: this does nothing without --outputs audio"),
+        ("--no-server --port 80", "--port 80: this does nothing without --server"),
+        ("--no-server --host ::1", "--host ::1: this does nothing without --server"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_in_one_line(args, told, ran, capsys):
+    assert run("run", *args.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ifmdm: {told}")
+    assert shown.count("\n") == 1
+    assert ran == []
+
+
+def test_a_config_file_may_hold_what_does_nothing_yet_and_bring_what_a_flag_needs(ran):
+    Path("config.toml").write_text(
+        "[live]\noutputs = ['camera']\n[microphone]\ndevice = '3'\n[voice]\nfile = 'v.wav'\n[audio]\ndevice = '4'\n"
+    )
+    assert run("run", "--camera", "/dev/video9", "--source", "none") == 0
+    assert (ran[0].camera.device, ran[0].microphone.device) == ("/dev/video9", "3")
+
+
 def test_our_own_errors_are_one_line_with_a_hint(monkeypatch, capsys):
     def broken(*_, **__):
         raise ZeroDivisionError("division\nby zero")
