@@ -26,7 +26,7 @@ from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
-from transports.media import Interruptible, MediaFormat, Sink, Source, TransportError
+from transports.media import Interruptible, MediaFormat, Probed, Sink, Source
 from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
@@ -231,10 +231,10 @@ class Show:
             "problems": sum(map(bool, self.problems.values())),
         }
 
-    async def run(self, seconds: float, stop: asyncio.Event) -> None:
+    async def run(self, seconds: float, stop: asyncio.Event, opened: Callable[[], None] = lambda: None) -> None:
         """Until `stop` is set, `seconds` (if not 0) are over, or the source ends and all it gave is spoken. Sinks must
-        be open; source and sinks are closed at the end, whatever it was. Raises TransportError if one could not
-        finish."""
+        be open; source and sinks are closed at the end, whatever it was. opened: is called once the source is open,
+        too. Raises TransportError if one could not be opened or finish."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
@@ -248,6 +248,7 @@ class Show:
                     loop.call_soon_threadsafe(ended.set)
 
                 self.source.open(ear.deliver, end)
+            opened()
             work = [self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds)]
             tasks = [asyncio.ensure_future(each) for each in (*work, *(serve(self) for serve in self.services))]
             stack.push_async_callback(_cancel, tasks)
@@ -336,7 +337,7 @@ class Show:
             f"{minutes}:{seconds:02d}",
             f"{figures.made} frames",
             f"{figures.late} late",
-            f"voice to frame {took}",
+            *([f"voice to frame {took}"] if figures.made else []),
             *(f"{name}: {problem or 'ok'}" for name, problem in self.problems.items()),
         ]
         return "  ".join(parts)
@@ -387,12 +388,17 @@ class Studio:
         return Show(stream, form, prepare=self.prepare, portrait=name, style=style, studio=self, face=face, **more)
 
 
+class Stopped(Exception):
+    """The head was stopped before it was there."""
+
+
 def make_show(
     settings: Settings, tell: Callable[[str], None], model: Model | None = None,
-    renderer: Callable[[Any, int], Renderer] | None = None,
+    renderer: Callable[[Any, int], Renderer] | None = None, stopped: Callable[[], bool] = lambda: False,
 ) -> Show:  # fmt: skip
-    """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
-    head, live = settings.head, settings.live
+    """Everything that the settings ask for, sinks open, nothing running. stopped: asked between what takes long.
+    Raises InputError, TransportError or Stopped, with nothing left open."""
+    head, video, live = settings.head, settings.video, settings.live
     check_names(settings)
     check_server(settings)
     picture = find_portrait(head.portrait, head.consent)
@@ -401,35 +407,47 @@ def make_show(
     if live.record:
         sinks.append(_recording(live.record, tell))
     source = make_source(settings)
-    server = None
-    if settings.server.enabled:
-        from plugin.server import Server  # brings aiohttp and aiortc
+    with contextlib.ExitStack() as undo:
+        # first what may be refused, then what takes time
+        server = None
+        if settings.server.enabled:
+            from plugin.server import Server  # brings aiohttp and aiortc
 
-        server = Server.bind(settings)  # first, since it may be refused
-        sinks.append(server.broadcast)
-    if model is None:
-        model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
-        tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
-    studio = Studio(settings, model, renderer)
-    face = studio.prepare(picture)
-    studio.warm(face)
-    style = Style(head.intensity, head.pose)
-    name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
-    show = studio.show(face, style, name, source=source, tell=tell)
-    try:
-        if server is not None:
-            show.services.append(server.serve)
+            server = Server.bind(settings)
+            undo.callback(server.close)
+            sinks.append(server.broadcast)
+        if isinstance(source, Probed):
+            source.probe()
+        form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
         for sink in sinks:
-            sink.open(show.form)
-            show.sinks.append(sink)
-    except Exception:
-        for sink in show.sinks:
-            with contextlib.suppress(TransportError):
-                sink.close()
-        if server is not None:
-            server.close()
-        raise
-    return show
+            sink.open(form)
+            undo.callback(_close_quietly, sink)
+        if model is None:
+            _go_on(stopped)
+            model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
+            tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
+        _go_on(stopped)
+        studio = Studio(settings, model, renderer)
+        face = studio.prepare(picture)
+        _go_on(stopped)
+        studio.warm(face)
+        _go_on(stopped)
+        style = Style(head.intensity, head.pose)
+        name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
+        services = [] if server is None else [server.serve]
+        show = studio.show(face, style, name, source=source, sinks=sinks, services=services, tell=tell)
+        undo.pop_all()
+        return show
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise Stopped
+
+
+def _close_quietly(sink: Sink) -> None:
+    with contextlib.suppress(Exception):  # what went wrong before is told
+        sink.close()
 
 
 def _recording(path: str, tell: Callable[[str], None]) -> RecordingSink:
@@ -457,17 +475,23 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, leave)
-    show = await asyncio.to_thread(make, settings, _log.info)
+    try:
+        show = await asyncio.to_thread(make, settings, _log.info, stopped=stop.is_set)
+    except Stopped:
+        _log.info("ended before it was live")
+        return
     show.alert = _log.warning
-    recording = [str(sink.path) for sink in show.sinks if isinstance(sink, RecordingSink)]
-    shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
-    _log.info(
-        f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
-        f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
-    )
-    if not shown:
-        _log.warning("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
     began = time.monotonic()
+
+    def announce() -> None:
+        recording = [str(sink.path) for sink in show.sinks if isinstance(sink, RecordingSink)]
+        shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
+        _log.info(
+            f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
+            f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
+        )
+        if not shown:
+            _log.warning("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
 
     async def report() -> None:
         while True:
@@ -476,7 +500,7 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
 
     reporter = asyncio.create_task(report())
     try:
-        await show.run(settings.live.seconds, stop)
+        await show.run(settings.live.seconds, stop, announce)
     finally:
         await _cancel([reporter])
         terminal.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.metadata
+import io
 import os
 import re
 import shutil
@@ -986,4 +987,54 @@ def test_a_device_that_is_not_there_is_one_line(args, tmp_path):
         pytest.skip("this machine has a microphone")
     assert child.returncode == 2
     assert b"Traceback" not in shown
-    assert shown.decode().splitlines()[-1].startswith("ifmdm: ")
+    assert shown.startswith(b"ifmdm: ") and shown.count(b"\n") == 1  # it is not said to be live, and then not to be
+
+
+@pytest.mark.parametrize("args", [("--outputs", "camera"), ("--source", "microphone"), ("--outputs", "audio")])
+def test_devices_are_looked_for_before_anything_takes_time(args, monkeypatch, capsys, tmp_path):
+    def absent(*_):
+        raise TransportError("it is not there")
+
+    monkeypatch.setattr("transports.virtual_camera.VirtualCameraSink._connect", absent)
+    for user in ("microphone", "audio_device"):
+        monkeypatch.setattr(f"transports.{user}.load_sounddevice", absent)
+    monkeypatch.setattr(run.Model, "load", lambda *_, **__: pytest.fail("the weights were loaded"))
+    assert cli.main(["run", "--port", "0", "--record", "a.mp4", *args]) == 2
+    assert capsys.readouterr().err == "ifmdm: it is not there\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_whose_microphone_does_not_open_was_never_live():
+    class Absent(ClipSource):
+        def open(self, deliver, ended):
+            raise TransportError("no microphone")
+
+    said = []
+    with pytest.raises(TransportError, match="no microphone"):
+        live(show([], Absent(voice(10), 16_000)).run(1, asyncio.Event(), lambda: said.append("live")))
+    assert said == []
+    live(show([], ClipSource(voice(10), 16_000)).run(0.1, asyncio.Event(), lambda: said.append("live")))
+    assert said == ["live"]
+
+
+def test_stopped_while_it_loads_it_ends_at_once_and_was_never_live():
+    out, asked = io.StringIO(), []
+
+    def make(settings, tell, stopped):
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stopped():
+            time.sleep(0.01)
+        return run.make_show(settings, tell, LoudnessModel(), LatentRenderer, lambda: asked.append(1) or stopped())
+
+    run.run(load_settings({"server.port": "0", "live.record": "a.mp4", "video.size": "128"}), make, out)
+    assert out.getvalue() == "ifmdm: ended before it was live\n"
+    assert asked == [1]
+    assert list(Path().iterdir()) == []
+
+
+def test_the_last_line_tells_no_latency_of_no_frames():
+    whole = show([])
+    whole.stream.figures.latency.append(0.45)
+    assert whole.status(time.monotonic()) == "0:00  0 frames  0 late"
+    whole.stream.figures.made = 1
+    assert whole.status(time.monotonic()) == "0:00  1 frames  0 late  voice to frame 450 ms"
