@@ -1,6 +1,8 @@
 """The command line and the settings: what is asked for is done, what cannot be is refused in one line."""
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,8 +59,9 @@ def test_version_and_helps(capsys):
     assert run() == 2
     assert "COMMAND" in capsys.readouterr().out
     assert run("train", "--help") == 0
-    for part in ("prepare", "renderer", "motion", "export"):
-        assert part in capsys.readouterr().out or part != "prepare"
+    out = capsys.readouterr().out
+    for part in cli._TRAINING:
+        assert f"    {part} " in out
     assert run("render", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "from 1 to 120 (default 45)" in out
@@ -312,6 +315,93 @@ def test_a_config_file_may_hold_what_does_nothing_yet_and_bring_what_a_flag_need
     )
     assert run("run", "--camera", "/dev/video9", "--source", "none") == 0
     assert (ran[0].camera.device, ran[0].microphone.device) == ("/dev/video9", "3")
+
+
+#: Each flag with a value, how it arrives, and what else it needs.
+GIVEN = {
+    "--portrait": ("bo", "bo", ""),
+    "--source": ("stdin", "stdin", ""),
+    "--audio": ("v.wav", "v.wav", ""),
+    "--output": ("o.mp4", "o.mp4", ""),
+    "--outputs": ("camera,audio", ("camera", "audio"), ""),
+    "--record": ("r.mp4", "r.mp4", ""),
+    "--seconds": ("1.5", 1.5, ""),
+    "--latency": ("quality", "quality", ""),
+    "--microphone": ("Mic 2", "Mic 2", "--source=microphone"),
+    "--camera": ("/dev/video9", "/dev/video9", "--outputs=camera"),
+    "--audio-device": ("3", "3", "--outputs=audio"),
+    "--host": ("::1", "::1", ""),
+    "--port": ("81", 81, ""),
+    "--fps": ("30", 30, ""),
+    "--size": ("256", 256, ""),
+    "--intensity": ("1.5", 1.5, ""),
+    "--pose": ("-5,2.5,-1", (-5.0, 2.5, -1.0), ""),
+    "--seed": ("9", 9, ""),
+    "--weights": ("clean", "clean", ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "flag"),
+    [(command, setting, flag) for command, flags in cli._SETTING_FLAGS.items() for setting, flag in flags.items()],
+)
+def test_every_flag_reaches_its_setting(command, setting, flag, ran, rendered):
+    value, arrives, needs = GIVEN[flag]
+    assert run(command, flag, value, *needs.split()) == 0
+    (got,) = ran or rendered
+    section, name = setting.split(".")
+    assert getattr(getattr(got, section), name) == arrives
+    assert arrives != getattr(getattr(Settings(), section), name)
+
+
+@pytest.mark.parametrize("setting", cli._SWITCHES)
+def test_every_switch_reaches_its_setting(setting, ran):
+    section, name = setting.split(".")
+    default = getattr(getattr(Settings(), section), name)
+    flag = cli._SWITCHES[setting]
+    assert run("run", flag.replace("--", "--no-", 1) if default else flag) == 0
+    assert getattr(getattr(ran[0], section), name) is not default
+    Path("config.toml").write_text(f"[{section}]\n{name} = {str(not default).lower()}\n")
+    assert run("run") == 0
+    assert getattr(getattr(ran[1], section), name) is not default
+    if default:  # a switch that is on by default turns on what a file turns off
+        assert run("run", flag) == 0
+        assert getattr(getattr(ran[2], section), name) is default
+
+
+@pytest.mark.parametrize(("command", "heading"), [("render", "## Render a clip"), ("run", "## Live")])
+def test_the_flags_that_the_readme_lists_are_there(command, heading, capsys):
+    text = (ROOT / "README.md").read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `--")]
+    flags = re.findall(r"`(--[a-z-]+)`", " ".join(rows))
+    assert len(flags) >= 7
+    assert run(command, "--help") == 0
+    shown = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    assert set(flags) <= set(shown)
+
+
+@pytest.mark.parametrize("part", cli._TRAINING)
+def test_every_part_of_training_is_there(part, capsys):
+    pytest.importorskip("torch")
+    module = importlib.import_module(f"engine.training.{cli._TRAINING[part][0]}")
+    assert callable(module.run) and callable(module.add_arguments)
+    assert run("train", part, "--help") == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_the_doctor_as_a_command_looks_at_everything_and_its_status_says_whether_something_fails(capsys):
+    Path("config.toml").write_text("[video]\nsize = 128\n[server]\nport = 0\n")
+    status = run("doctor")
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.fullmatch(r"(ok   |note |FAILS) ([A-Za-z ]+): .+", line) for line in lines]
+    assert [each[2] for each in found] == [
+        "settings", "Python", "weights", "backend", "portrait", "voice", "recording", "clip", "camera", "audio output",
+        "microphone", "port", "address", "speed",
+    ]  # fmt: skip
+    assert status == (2 if any(each[1] == "FAILS" for each in found) else 0)
+    Path("config.toml").write_text("[video]\nsize = 128\n[head]\nportrait = 'nobody'\n[server]\nport = 0\n")
+    assert run("doctor") == 2
+    assert "FAILS portrait: nobody: no bundled portrait" in capsys.readouterr().out
 
 
 def test_our_own_errors_are_one_line_with_a_hint(monkeypatch, capsys):

@@ -837,6 +837,19 @@ def test_the_doctor_measures_speed(monkeypatch):
     assert "a second of 45 frames a second takes" in text
 
 
+@pytest.mark.parametrize(
+    ("took", "state", "said"),
+    [(0.5, doctor.GOOD, "takes 0.50 s"), (0.7, doctor.POOR, "0.70 s: little is left"), (1.0, doctor.BAD, "too slow")],
+)
+def test_the_doctor_judges_speed_by_the_time_that_a_second_takes(took, state, said, monkeypatch):
+    monkeypatch.setattr("engine.head.Model.load", lambda weights, backend: LoudnessModel())
+    moments = iter([100.0, 100.0 + took])
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    got, text = doctor.check_speed(load_settings({"video.size": "128"}))
+    assert got == state and said in text
+    assert ("lower fps or size under [video]" in text) == (state != doctor.GOOD)
+
+
 def test_the_doctor_tells_the_weights_and_their_licence(untrained, tmp_path):
     state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
     assert state == doctor.GOOD
