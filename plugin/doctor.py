@@ -289,11 +289,14 @@ def devices() -> None:
     """Print the cameras, microphones and sound outputs of this machine."""
     from transports.media import TransportError
     from transports.portaudio import load_sounddevice, sound_devices
-    from transports.virtual_camera import camera_backends, virtual_devices
+    from transports.virtual_camera import MEND, camera_backends, virtual_devices
 
     print("Virtual cameras ([camera] device):")
-    for path, name in virtual_devices():
+    cameras = virtual_devices()
+    for path, name in cameras:
         print(f"  {path}  {name}")
+    if not cameras and sys.platform == "linux":  # elsewhere they have no names
+        print(f"  none; {MEND['linux']}")
     print(f"  backends: {', '.join(camera_backends()) or 'none'}")
     try:
         found = sound_devices(load_sounddevice())

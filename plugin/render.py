@@ -59,7 +59,8 @@ class Clip:
 
     def __str__(self) -> str:
         speed = self.seconds / max(self.took, 1e-9)
-        return f"{self.path}: {self.seconds:.1f} s of video in {self.took:.1f} s, {speed:.1f} x real time"
+        pace = f"{speed:.1f} x real time" if speed >= 1 else "slower than real time"
+        return f"{self.path}: {self.seconds:.1f} s of video in {self.took:.1f} s, {pace}"
 
 
 def bundled_portraits() -> dict[str, Path]:

@@ -869,6 +869,11 @@ def test_devices_are_listed(monkeypatch, capsys):
     assert "/dev/video2  ifmdm" in shown
     assert "0: Mic A, 44100 Hz" in shown
     assert shown.rstrip().endswith("none")
+    assert "load one" not in shown
+    monkeypatch.setattr("transports.virtual_camera.virtual_devices", lambda: [])
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cli.main(["devices"]) == 0
+    assert "device):\n  none; load one: sudo modprobe v4l2loopback" in capsys.readouterr().out
 
 
 # --- the command
