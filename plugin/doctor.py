@@ -213,8 +213,8 @@ def examine(config: Path | None, checks: dict[str, Check] | None = None) -> Iter
     """All findings, one after another; none keeps the next from being looked for."""
     try:
         settings = load_settings({}, config)
-        where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
-        yield Finding("settings", GOOD, str(where))
+        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
+        yield Finding("settings", GOOD, str(path))
     except SettingsError as error:
         yield from (Finding("settings", BAD, problem) for problem in error.problems)
         settings = error.rest or settings_for_measuring({})
