@@ -183,7 +183,7 @@ def use_cuda(probe: Path) -> TorchBackend:
     try:
         backend = TorchBackend("cuda")
     except (ImportError, OSError) as error:
-        raise BackendError(f"PyTorch cannot be imported ({error}): pip install 'ifmdm[gpu]'") from error
+        raise BackendError(f"PyTorch cannot be imported ({error}): pip install -c constraints.txt '.[gpu]'") from error
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did not find
         onnxruntime.preload_dlls()
     try:
@@ -203,7 +203,7 @@ def choose(name: str, probe: Path) -> Backend:
     if name == "auto" and not (CUDA in onnxruntime.get_available_providers() and driver_here()):
         return CpuBackend()
     if name == "auto" and not torch_with_cuda():
-        return CpuBackend("no PyTorch that is built for CUDA is installed: pip install 'ifmdm[gpu]'")
+        return CpuBackend("no PyTorch that is built for CUDA is installed: pip install -c constraints.txt '.[gpu]'")
     if name == "cpu":
         return CpuBackend()
     try:

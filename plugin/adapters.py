@@ -63,9 +63,18 @@ def _options(settings: Settings, group: str, name: str) -> dict[str, Any]:
 
 def check_names(settings: Settings) -> None:
     """Raises SettingsError for a source or an output that nobody brings, and for an output named twice."""
-    sources, sinks = [*names(SOURCES), "none"], names(SINKS)
+    check_source_name(settings)
+    check_sink_names(settings)
+
+
+def check_source_name(settings: Settings) -> None:
+    sources = [*names(SOURCES), "none"]
     if settings.live.source not in sources:
         raise SettingsError(f"live.source = {settings.live.source!r}: no such source; there are {', '.join(sources)}")
+
+
+def check_sink_names(settings: Settings) -> None:
+    sinks = names(SINKS)
     for name in settings.live.outputs:
         if name not in sinks:
             raise SettingsError(f"live.outputs: {name!r}: no such output; there are {', '.join(sinks)}")

@@ -66,8 +66,8 @@ def main() -> None:
     ended = asyncio.Event()
     sink = FirstFrame(ended.set)
 
-    def make(*given: Any) -> Show:
-        show = make_show(*given)
+    def make(*given: Any, **more: Any) -> Show:
+        show = make_show(*given, **more)
         seen["made"] = time.monotonic()
 
         async def until(_: Show) -> None:

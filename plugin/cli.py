@@ -10,9 +10,9 @@ import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin import __version__
 
@@ -108,10 +108,23 @@ _METAVARS = {
     "server.host": "ADDRESS",
 }
 
+# What a flag of `run` is for: without it the flag would do nothing.
+_FLAGS_OF = {
+    "voice.file": ("live.source", "file"),
+    "microphone.device": ("live.source", "microphone"),
+    "camera.device": ("live.outputs", "camera"),
+    "audio.device": ("live.outputs", "audio"),
+    "server.host": ("server.enabled", True),
+    "server.port": ("server.enabled", True),
+}
+
 Run = Callable[[argparse.Namespace], int | None]
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)  # --port is no --portrait
+
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -137,9 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return _unexpected(error, debug)
-        return _fail(
-            f"this needs {error.name}, which is not installed: pip install 'ifmdm[{extra}]'", BAD_INPUT, debug
-        )
+        mend = f"pip install -c constraints.txt '.[{extra}]'"
+        return _fail(f"this needs {error.name}, which is not installed: {mend}", BAD_INPUT, debug)
     except Exception as error:
         if isinstance(error, _refusals()):
             return _fail(str(error), BAD_INPUT, debug)
@@ -152,7 +164,7 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:
     debug.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error comes from"
     )
-    parser = _Parser("ifmdm", description="A portrait speaks: a live talking head.", parents=[debug])
+    parser = _Parser(prog="ifmdm", description="A portrait speaks: a live talking head.", parents=[debug])
     parser.add_argument("--version", action="version", version=f"ifmdm {__version__}")
     words = [word for word in argv if not word.startswith("-")]
     command, piece = [*words, "", ""][:2]
@@ -238,7 +250,25 @@ def _settings(args: argparse.Namespace, command: str) -> "Settings":
 
     names = _SETTING_FLAGS[command] | _SWITCHES
     flags = {setting: value for setting in names if (value := getattr(args, setting, None)) is not None}
-    return load_settings(flags, args.config, names)
+    settings = load_settings(flags, args.config, names)
+    if command == "run":
+        _refuse_idle(flags, settings)
+    return settings
+
+
+def _refuse_idle(flags: Mapping[str, Any], settings: "Settings") -> None:
+    """Raises SettingsError for a flag that would do nothing. In a file it may wait for its day."""
+    from plugin.settings import SettingsError
+
+    names = _SETTING_FLAGS["run"] | _SWITCHES
+    for setting, (of, needed) in _FLAGS_OF.items():
+        section, name = of.split(".")
+        now = getattr(getattr(settings, section), name)
+        if setting in flags and needed != now and not (isinstance(now, tuple) and needed in now):
+            mend = names[of] if needed is True else f"{names[of]} {needed}"
+            raise SettingsError(
+                f"{names[setting]} {flags[setting]}: this does nothing without {mend}; give both, or leave it out"
+            )
 
 
 def _render(args: argparse.Namespace) -> int:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from plugin.settings import DEFAULT_CONFIG, RenderSettings, Settings, SettingsError, load_settings
+from plugin.settings import (
+    DEFAULT_CONFIG,
+    RenderSettings,
+    Settings,
+    SettingsError,
+    load_settings,
+    settings_for_measuring,
+    where,
+)
 
 GOOD, POOR, BAD = "ok", "note", "FAILS"
 
@@ -75,11 +83,12 @@ def check_source(settings: Settings) -> tuple[str, str]:
 
 def check_recording(settings: Settings) -> tuple[str, str]:
     from plugin.render import check_record
+    from transports.recording import next_take
 
     if not settings.live.record:
         return GOOD, "none asked for"
     check_record(settings)
-    return GOOD, f"{settings.live.record} can be written"
+    return GOOD, f"{next_take(settings.live.record)} can be written"
 
 
 def check_clip(settings: Settings) -> tuple[str, str]:
@@ -204,13 +213,11 @@ def examine(config: Path | None, checks: dict[str, Check] | None = None) -> Iter
     """All findings, one after another; none keeps the next from being looked for."""
     try:
         settings = load_settings({}, config)
-        where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
-        yield Finding("settings", GOOD, str(where))
+        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
+        yield Finding("settings", GOOD, str(path))
     except SettingsError as error:
         yield from (Finding("settings", BAD, problem) for problem in error.problems)
-        settings = Settings.model_construct(
-            **{name: field.annotation() for name, field in Settings.model_fields.items()}
-        )
+        settings = error.rest or settings_for_measuring({})
     for name, check in (CHECKS if checks is None else checks).items():
         try:
             yield Finding(name, *check(settings))
@@ -231,50 +238,65 @@ def doctor(config: Path | None) -> bool:
 
 def config_check(config: Path | None) -> bool:
     """Print a line for every setting that cannot be used; whether there is none."""
-    from plugin.adapters import check_names, make_sinks, make_source
-    from plugin.render import check_record
+    from engine.speech import read_voice
+    from plugin.adapters import check_sink_names, check_source_name, make_sinks, make_source
+    from plugin.render import check_clip_paths, check_record
     from plugin.settings import check_server
-    from transports.webrtc.options import WebRtcOptions
+    from transports.webrtc.options import WebRtcOptions, ice_servers
 
+    problems: dict[str, None] = {}  # several looks may find the same
     try:
         settings = load_settings({}, config)
     except SettingsError as error:
-        for problem in error.problems:
-            print(problem)
-        return False
-    looks: list[Callable[[], object]] = [
-        lambda: check_names(settings) or make_sinks(settings),
-        lambda: check_server(settings),
-        lambda: settings.server.enabled and WebRtcOptions(**settings.webrtc.model_dump()),
-        lambda: check_portrait(settings),
-        lambda: check_weights(settings),
-        lambda: check_record(settings),
-        lambda: check_clip(settings),
-        lambda: settings.live.source == "file" and make_source(settings),
+        problems.update(dict.fromkeys(error.problems))
+        settings = error.rest
+    looks: list[tuple[str, Callable[[Settings], object]]] = [
+        ("live.source", check_source_name),
+        ("live.outputs", lambda known: check_sink_names(known) or make_sinks(known)),
+        ("server.host", check_server),
+        ("webrtc.codecs", lambda known: known.server.enabled and WebRtcOptions(known.webrtc.codecs)),
+        ("webrtc.ice_servers", lambda known: known.server.enabled and ice_servers(known.webrtc.ice_servers)),
+        ("head.portrait", check_portrait),
+        ("engine.weights", check_weights),
+        ("live.record", check_record),
+        ("render.output", lambda known: known.render != RenderSettings() and check_clip_paths(known)),
+        ("render.audio", lambda known: known.render.audio and read_voice(Path(known.render.audio))),
+        ("voice.file", lambda known: known.live.source == "file" and make_source(known)),
     ]
-    problems: dict[str, None] = {}  # several looks may find the same
-    for look in looks:
+    for setting, look in looks if settings else []:
         try:
-            look()
+            look(settings)
         except ValueError as error:
-            problems[str(error)] = None
+            section, name = setting.split(".")
+            value = getattr(getattr(settings, section), name)
+            problems[_placed(str(error), setting, value, where(setting, config))] = None
     if problems:
         print(*problems, sep="\n")
     else:
-        where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-        print(f"{where}: every setting can be used" if where else "there is no config.toml here: all defaults")
+        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+        print(f"{path}: every setting can be used" if path else "there is no config.toml here: all defaults")
     return not problems
+
+
+def _placed(problem: str, setting: str, value: object, place: str) -> str:
+    """A problem with a setting, beginning with the place where it is set instead of with its name or value."""
+    for beginning in (f"{setting} = {value!r}", setting, str(value)):
+        problem = problem.removeprefix(f"{beginning}: ")
+    return f"{place}: {problem}"
 
 
 def devices() -> None:
     """Print the cameras, microphones and sound outputs of this machine."""
     from transports.media import TransportError
     from transports.portaudio import load_sounddevice, sound_devices
-    from transports.virtual_camera import camera_backends, virtual_devices
+    from transports.virtual_camera import MEND, camera_backends, virtual_devices
 
     print("Virtual cameras ([camera] device):")
-    for path, name in virtual_devices():
+    cameras = virtual_devices()
+    for path, name in cameras:
         print(f"  {path}  {name}")
+    if not cameras and sys.platform == "linux":  # elsewhere they have no names
+        print(f"  none; {MEND['linux']}")
     print(f"  backends: {', '.join(camera_backends()) or 'none'}")
     try:
         found = sound_devices(load_sounddevice())

@@ -59,7 +59,8 @@ class Clip:
 
     def __str__(self) -> str:
         speed = self.seconds / max(self.took, 1e-9)
-        return f"{self.path}: {self.seconds:.1f} s of video in {self.took:.1f} s, {speed:.1f} x real time"
+        pace = f"{speed:.1f} x real time" if speed >= 1 else "slower than real time"
+        return f"{self.path}: {self.seconds:.1f} s of video in {self.took:.1f} s, {pace}"
 
 
 def bundled_portraits() -> dict[str, Path]:
@@ -96,18 +97,30 @@ def check_paths(output: str, *inputs: Path) -> None:
 def clip_inputs(settings: Settings) -> tuple[Path, Path]:
     """The picture and the voice of the clip that the settings ask for. Refuses as find_portrait and check_paths do."""
     picture = find_portrait(settings.head.portrait, settings.head.consent)
-    sound = Path(settings.render.audio) if settings.render.audio else BUNDLED_VOICE
-    check_paths(settings.render.output, picture, sound)
-    return picture, sound
+    check_clip_paths(settings)
+    return picture, _clip_voice(settings)
+
+
+def check_clip_paths(settings: Settings) -> None:
+    """Refuse the output of the clip that the settings ask for, as check_paths does."""
+    check_paths(settings.render.output, _picture(settings), _clip_voice(settings))
 
 
 def check_record(settings: Settings) -> None:
     """Refuse a recording of the live head, if there is to be one, as check_paths does."""
-    head, live, voice = settings.head, settings.live, settings.voice
+    live, voice = settings.live, settings.voice
     if live.record:
-        picture = bundled_portraits().get(head.portrait, Path(head.portrait))
         spoken = Path(voice.file) if live.source == "file" and voice.file else BUNDLED_VOICE
-        check_paths(live.record, picture, spoken)
+        check_paths(live.record, _picture(settings), spoken)
+
+
+def _picture(settings: Settings) -> Path:
+    portrait = settings.head.portrait
+    return bundled_portraits().get(portrait, Path(portrait))
+
+
+def _clip_voice(settings: Settings) -> Path:
+    return Path(settings.render.audio) if settings.render.audio else BUNDLED_VOICE
 
 
 def chunks(voice: Voice) -> Iterator[np.ndarray]:

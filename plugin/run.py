@@ -5,9 +5,10 @@ import contextlib
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -25,8 +26,8 @@ from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
-from transports.media import Interruptible, MediaFormat, Sink, Source, TransportError
-from transports.recording import RecordingSink
+from transports.media import Interruptible, MediaFormat, Probed, Sink, Source
+from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
 _PORTRAIT_SIZE = 512
@@ -34,6 +35,11 @@ _CHECK_SECONDS = 1.0
 #: A guest louder than this speaks; a muted or idle microphone is below.
 GUEST_SILENCE_DB = -50.0
 _STATUS_SECONDS = 0.5
+#: With more frames than the first share late or never made in the last looks, the machine is too slow; with fewer than
+#: the second, it is fast enough again. That takes so many seconds to tell, and is logged again after so many.
+SLOW_SHARE, SWIFT_SHARE, SLOW_LOOKS = 0.25, 0.1, 10
+SLOW_SECONDS, SLOW_AGAIN_SECONDS = 3.0, 60.0
+
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +110,49 @@ class Ear:
         if self._input is not None:
             self._stream.push(self._input.finish(), self._live)
             self._input = None
+
+
+@dataclass
+class Punctuality:
+    """Whether the machine keeps up with frames like `form`. problem: a line, "" if it does."""
+
+    form: MediaFormat
+    problem: str = ""
+    _looks: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SLOW_LOOKS))  # seconds, share late
+    _last: tuple[float, int, int] | None = None
+    _told: float = -inf
+
+    @property
+    def late(self) -> float:
+        """The share of the frames of the last looks that were late or never made. A look counts as much as another, so
+        that a machine that slept for an hour was not slow."""
+        return sum(share for _, share in self._looks) / max(1, len(self._looks))
+
+    def look(self, now: float, made: int, late: int) -> bool:
+        """Whether the problem is to be logged. now: seconds; made, late: frames so far."""
+        before, self._last = self._last, (now, made, late) if made else None  # the first takes as long as it takes
+        if before is None or made == before[1]:  # a head that makes none has stalled, which is something else
+            return False
+        seconds, in_time = now - before[0], (made - late) - (before[1] - before[2])
+        self._looks.append((seconds, min(1.0, max(0.0, 1 - in_time / (seconds * self.form.fps)))))
+        span = sum(seconds for seconds, _ in self._looks)
+        if span < SLOW_SECONDS or self.late <= (SWIFT_SHARE if self.problem else SLOW_SHARE):
+            self.problem = ""
+            return False
+        again = now - self._told >= SLOW_AGAIN_SECONDS
+        if again or not self.problem:
+            self.problem = self._explained(span)
+        self._told = now if again else self._told
+        return again
+
+    def _explained(self, span: float) -> str:
+        form = self.form
+        less = " or ".join(["--fps 25"] * (form.fps > 25) + ["--size 256"] * (form.width > 256))
+        mend = f"try {less}" if less else "close other programs"
+        return (
+            f"too slow for {form.fps} fps at {form.width}: {100 * self.late:.0f} % of the frames of the last "
+            f"{span:.0f} s came late; {mend}"
+        )
 
 
 @dataclass
@@ -187,10 +236,10 @@ class Show:
             "problems": sum(map(bool, self.problems.values())),
         }
 
-    async def run(self, seconds: float, stop: asyncio.Event) -> None:
+    async def run(self, seconds: float, stop: asyncio.Event, opened: Callable[[], None] = lambda: None) -> None:
         """Until `stop` is set, `seconds` (if not 0) are over, or the source ends and all it gave is spoken. Sinks must
-        be open; source and sinks are closed at the end, whatever it was. Raises TransportError if one could not
-        finish."""
+        be open; source and sinks are closed at the end, whatever it was. opened: is called once the source is open,
+        too. Raises TransportError if one could not be opened or finish."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
@@ -204,6 +253,7 @@ class Show:
                     loop.call_soon_threadsafe(ended.set)
 
                 self.source.open(ear.deliver, end)
+            opened()
             work = [self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds)]
             tasks = [asyncio.ensure_future(each) for each in (*work, *(serve(self) for serve in self.services))]
             stack.push_async_callback(_cancel, tasks)
@@ -226,11 +276,17 @@ class Show:
 
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
-        resyncs = 0
+        resyncs, pace, warn = 0, Punctuality(self.form), self.alert or self.tell
         while True:
-            if self.stream.figures.resyncs > resyncs:
-                resyncs = self.stream.figures.resyncs
-                (self.alert or self.tell)("the machine stood still for a while; time goes on from now")
+            figures, late = self.stream.figures, pace.late
+            if pace.look(time.monotonic(), figures.made, figures.late):
+                warn(pace.problem)
+            if pace.problem or "speed" in self.problems:
+                self.problems["speed"] = pace.problem
+            if figures.resyncs > resyncs:
+                resyncs = figures.resyncs
+                if late <= SLOW_SHARE:  # else it did not stand still, but has too much to do
+                    warn("the machine stood still for a while; time goes on from now")
             failed, self._failed = self._failed, set()
             for each in (self.source, *self.sinks):
                 if each is None:
@@ -286,7 +342,7 @@ class Show:
             f"{minutes}:{seconds:02d}",
             f"{figures.made} frames",
             f"{figures.late} late",
-            f"voice to frame {took}",
+            *([f"voice to frame {took}"] if figures.made else []),
             *(f"{name}: {problem or 'ok'}" for name, problem in self.problems.items()),
         ]
         return "  ".join(parts)
@@ -337,49 +393,79 @@ class Studio:
         return Show(stream, form, prepare=self.prepare, portrait=name, style=style, studio=self, face=face, **more)
 
 
+class Stopped(Exception):
+    """The head was stopped before it was there."""
+
+
 def make_show(
     settings: Settings, tell: Callable[[str], None], model: Model | None = None,
-    renderer: Callable[[Any, int], Renderer] | None = None,
+    renderer: Callable[[Any, int], Renderer] | None = None, stopped: Callable[[], bool] = lambda: False,
 ) -> Show:  # fmt: skip
-    """Everything that the settings ask for, sinks open, nothing running. Raises InputError or TransportError."""
-    head, live = settings.head, settings.live
+    """Everything that the settings ask for, sinks open, nothing running. stopped: asked between what takes long.
+    Raises InputError, TransportError or Stopped, with nothing left open."""
+    head, video, live = settings.head, settings.video, settings.live
     check_names(settings)
     check_server(settings)
     picture = find_portrait(head.portrait, head.consent)
     sinks = make_sinks(settings)
     check_record(settings)
     if live.record:
-        sinks.append(RecordingSink(live.record, {"comment": PROVENANCE, "description": PROVENANCE}))
+        sinks.append(_recording(live.record, tell))
     source = make_source(settings)
-    server = None
-    if settings.server.enabled:
-        from plugin.server import Server  # brings aiohttp and aiortc
+    with contextlib.ExitStack() as undo:
+        # first what may be refused, then what takes time
+        server = None
+        if settings.server.enabled:
+            from plugin.server import Server  # brings aiohttp and aiortc
 
-        server = Server.bind(settings)  # first, since it may be refused
-        sinks.append(server.broadcast)
-    if model is None:
-        model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
-        tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
-    studio = Studio(settings, model, renderer)
-    face = studio.prepare(picture)
-    studio.warm(face)
-    style = Style(head.intensity, head.pose)
-    name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
-    show = studio.show(face, style, name, source=source, tell=tell)
-    try:
-        if server is not None:
-            show.services.append(server.serve)
+            server = Server.bind(settings)
+            undo.callback(server.close)
+            sinks.append(server.broadcast)
+        if isinstance(source, Probed):
+            source.probe()
+        form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
         for sink in sinks:
-            sink.open(show.form)
-            show.sinks.append(sink)
-    except Exception:
-        for sink in show.sinks:
-            with contextlib.suppress(TransportError):
-                sink.close()
-        if server is not None:
-            server.close()
-        raise
-    return show
+            sink.open(form)
+            undo.callback(_close_quietly, sink)
+        if model is None:
+            _go_on(stopped)
+            model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
+            tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
+        _go_on(stopped)
+        studio = Studio(settings, model, renderer)
+        face = studio.prepare(picture)
+        _go_on(stopped)
+        studio.warm(face)
+        _go_on(stopped)
+        style = Style(head.intensity, head.pose)
+        name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
+        services = [] if server is None else [server.serve]
+        show = studio.show(face, style, name, source=source, sinks=sinks, services=services, tell=tell)
+        undo.pop_all()
+        return show
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise Stopped
+
+
+def _close_quietly(sink: Sink) -> None:
+    with contextlib.suppress(Exception):  # what went wrong before is told
+        sink.close()
+
+
+def _recording(path: str, tell: Callable[[str], None]) -> RecordingSink:
+    """A recording that replaces no earlier one. tell: is told of what there is of those."""
+    for part in cut_off(path):
+        tell(
+            f"{part}: an earlier recording that was cut off, unless another program is making it; rename it to a name "
+            "that ends in .mp4 to keep it"
+        )
+    take = next_take(path)
+    if take != Path(path):
+        tell(f"{path} is there already and is kept; this recording will be {take}")
+    return RecordingSink(take, {"comment": PROVENANCE, "description": PROVENANCE})
 
 
 async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]) -> None:
@@ -394,17 +480,23 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, leave)
-    show = await asyncio.to_thread(make, settings, _log.info)
+    try:
+        show = await asyncio.to_thread(make, settings, _log.info, stopped=stop.is_set)
+    except Stopped:
+        _log.info("ended before it was live")
+        return
     show.alert = _log.warning
-    recording = [settings.live.record] if settings.live.record else []
-    shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
-    _log.info(
-        f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
-        f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
-    )
-    if not shown:
-        _log.warning("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
     began = time.monotonic()
+
+    def announce() -> None:
+        recording = [str(sink.path) for sink in show.sinks if isinstance(sink, RecordingSink)]
+        shown = ", ".join([*settings.live.outputs, *recording, *(["page"] if settings.server.enabled else [])])
+        _log.info(
+            f"{settings.head.portrait} is live; voice: {settings.live.source}; shown: {shown or 'nowhere'}; "
+            f"{LATENCIES[settings.live.latency].seconds:.2f} s from voice to frame; Ctrl-C ends"
+        )
+        if not shown:
+            _log.warning("nothing shows it: set outputs under [live], or give --outputs or --record FILE")
 
     async def report() -> None:
         while True:
@@ -413,13 +505,14 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
 
     reporter = asyncio.create_task(report())
     try:
-        await show.run(settings.live.seconds, stop)
+        await show.run(settings.live.seconds, stop, announce)
     finally:
         await _cancel([reporter])
         terminal.clear()
     _log.info(f"ended after {show.status(began)}")
-    if any(isinstance(sink, RecordingSink) and not sink.frames for sink in show.sinks):
-        _log.warning(f"{settings.live.record}: nothing was recorded, since it ended before the first frame")
+    for sink in show.sinks:
+        if isinstance(sink, RecordingSink) and not sink.frames:
+            _log.warning(f"{sink.path}: nothing was recorded, since it ended before the first frame")
 
 
 def run(settings: Settings, make: Callable[..., Show] = make_show, out: TextIO | None = None) -> None:

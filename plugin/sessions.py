@@ -266,17 +266,16 @@ class Sessions:
     async def _create(self, request: web.Request) -> web.Response:
         if self._allowed == 0:
             raise web.HTTPForbidden(text="sessions are turned off: set sessions under [server]")
-        self._check_room()  # before much is read
         order, shown = SessionOrder(), False
         if request.content_type not in ("application/json", "text/plain"):
             shown = request.body_exists
         elif request.body_exists:
             order = await read_json(request, SessionOrder)
+        picture: Path | bytes | None = None if order.portrait is None else bundled(order.portrait)
+        self._check_room()  # after what no wait would mend, before a picture is read
         with self._comes():
             if shown:
                 picture = await read_picture(request)
-            else:
-                picture = None if order.portrait is None else bundled(order.portrait)
             name = order.portrait or ("uploaded" if picture is not None else self._portrait)
             async with self._making:
                 if not self._sharing:
@@ -312,9 +311,9 @@ class Sessions:
         if self._closed:
             raise web.HTTPServiceUnavailable(text="the server is about to end", headers=_RETRY)
         if self.limit is not None and self.count >= self.limit:
-            why = "which is what this machine can run" if self._allowed == "auto" else "which is the limit"
-            there = "there is 1 session" if self.count == 1 else f"there are {self.count} sessions"
-            raise web.HTTPServiceUnavailable(text=f"{there}, {why}; try again later", headers=_RETRY_FULL)
+            taken = f"{self.count} of {self.limit} places {'is' if self.limit == 1 else 'are'} taken"
+            why = ", which is what this machine can run" if self._allowed == "auto" else ""
+            raise web.HTTPServiceUnavailable(text=f"{taken}{why}; try again later", headers=_RETRY_FULL)
         if self._allowed == "auto" and any(room.late > LATE_SHARE for room in (self._house, *self.rooms)):
             raise web.HTTPServiceUnavailable(
                 text="heads on this machine are late already; try again later", headers=_RETRY_FULL

@@ -4,10 +4,12 @@ A setting is looked for among the flags of the command, then in the environment 
 the config file, then here. Each field's description says what is allowed: it is what help and refusals print.
 """
 
+import difflib
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,8 @@ from engine.errors import InputError
 ENV_PREFIX = "IFMDM_"
 ENV_DELIMITER = "__"
 DEFAULT_CONFIG = Path("config.toml")
+#: Variables that begin as ours do and are no settings: they are for the tests.
+_NO_SETTINGS = ("IFMDM_REQUIRE_BROWSER", "IFMDM_WATCH_SECONDS")
 
 
 def _no_bool(value: Any) -> Any:
@@ -28,8 +32,16 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _true_or_false(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() not in ("true", "false", "1", "0"):
+        raise ValueError("neither true nor false")
+    return value
+
+
 # pydantic would read fps = true as 1.
 _NUMBER = BeforeValidator(_no_bool)
+# And consent = "y" as true.
+Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Whole = Annotated[int, _NUMBER]
 Real = Annotated[float, _NUMBER]
 
@@ -75,11 +87,11 @@ def _ice_server(value: str) -> str:
 
 class SettingsError(InputError):
     """A setting that cannot be used. One line: where it was given, its value, what is allowed. problems: the lines for
-    all settings that cannot be used, this one first."""
+    all settings that cannot be used, this one first. rest: the settings with defaults in place of those, if known."""
 
-    def __init__(self, message: str, *others: str) -> None:
+    def __init__(self, message: str, *others: str, rest: "Settings | None" = None) -> None:
         super().__init__(message)
-        self.problems = (message, *others)
+        self.problems, self.rest = (message, *others), rest
 
 
 class HeadSettings(BaseModel):
@@ -88,7 +100,7 @@ class HeadSettings(BaseModel):
     model_config = _SECTION
 
     portrait: str = Field("ada", min_length=1, description="the name of a bundled portrait or a picture file")
-    consent: bool = Field(False, description="true if you may use a face that is not bundled, else false")
+    consent: Flag = Field(False, description="true if you may use a face that is not bundled, else false")
     intensity: Real = Field(1.0, ge=0, le=2, description="a number from 0 (still) to 2 (twice as lively)")
     pose: tuple[
         Annotated[Real, Field(ge=-20, le=20)],
@@ -108,7 +120,7 @@ class VideoSettings(BaseModel):
 
     fps: Whole = Field(45, ge=1, le=120, description="a whole number from 1 to 120")
     size: Whole = Field(512, ge=128, le=1024, multiple_of=2, description="an even number from 128 to 1024")
-    badge: bool = Field(True, description='true for an "AI" badge in the corner, else false')
+    badge: Flag = Field(True, description='true for an "AI" badge in the corner, else false')
 
 
 class EngineSettings(BaseModel):
@@ -158,7 +170,7 @@ class VoiceSettings(BaseModel):
     model_config = _SECTION
 
     file: str = Field("", description="a file with a voice; none for the bundled voice")
-    loop: bool = Field(True, description="true to begin again at the end, false to stop there")
+    loop: Flag = Field(True, description="true to begin again at the end, false to stop there")
     pause: Seconds = Field(1.0, description="a number of seconds")
 
 
@@ -207,7 +219,7 @@ class ServerSettings(BaseModel):
 
     model_config = _SECTION
 
-    enabled: bool = Field(True, description="true or false")
+    enabled: Flag = Field(True, description="true or false")
     host: str = Field("127.0.0.1", min_length=1, description="an address of this machine, 0.0.0.0 for all of them")
     port: Whole = Field(8080, ge=0, le=65535, description="a whole number from 0 (any that is free) to 65535")
     token: str = Field(
@@ -349,22 +361,95 @@ def load_settings(
 
     Raises SettingsError, also for a key that does not exist and for a file that cannot be read.
     """
+    config, from_file = _file(config)
+
+    def gather(wrong: set[tuple[str, ...]]) -> Settings:
+        class Sourced(Settings):
+            @classmethod
+            def settings_customise_sources(
+                cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+            ) -> tuple[Any, ...]:
+                sources = init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, from_file)
+                return tuple(partial(_leave_out, source, wrong) for source in sources) if wrong else sources
+
+        return Sourced(**_by_section(flags))
+
+    wrong = [path for path in _mistyped(from_file) if ".".join(path) not in flags and _variable(path) is None]
+    try:
+        settings = gather(set())
+    except ValidationError as error:
+        wrong += [tuple(str(part) for part in each["loc"][:2]) for each in error.errors()]
+    lines = [*_misspelt(), *(_explain(path, flags, names or {}, config, from_file) for path in wrong)]
+    if lines:
+        raise SettingsError(*dict.fromkeys(lines), rest=gather(set(wrong)) if wrong else settings)
+    return settings
+
+
+def where(setting: str, config: Path | None = None) -> str:
+    """The place where a setting such as "video.fps" comes from, with its value, if no flag says it: what a refusal
+    begins with. config: as load_settings's."""
+    return _where(tuple(setting.split(".")), {}, {}, *_file(config))
+
+
+def _file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """The config file that there is, and what it says. Raises SettingsError."""
     if config is None and DEFAULT_CONFIG.is_file():
         config = DEFAULT_CONFIG
-    from_file = _read(config) if config else {}
+    return config, _read(config) if config else {}
 
-    class Sourced(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, from_file)
 
-    try:
-        return Sourced(**_by_section(flags))
-    except ValidationError as error:
-        lines = [_explain(first, flags, names or {}, config, from_file) for first in error.errors()]
-        raise SettingsError(*dict.fromkeys(lines)) from None
+def _leave_out(source: PydanticBaseSettingsSource, wrong: set[tuple[str, ...]]) -> dict[str, Any]:
+    """What a source says, without sections and settings that cannot be used."""
+    return {
+        section: {name: value for name, value in given.items() if (section, name) not in wrong}
+        for section, given in source().items()
+        if (section,) not in wrong
+    }
+
+
+def _mistyped(from_file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings that a TOML file gives as text, or as 1 and 0, and that are numbers, or true and false. Flags and the
+    environment have nothing but text, which is why pydantic takes it."""
+
+    def odd(default: Any, given: Any) -> bool:
+        if isinstance(default, bool):
+            return not isinstance(given, bool)
+        if isinstance(default, tuple) and isinstance(given, list):
+            return any(map(odd, default, given))
+        return isinstance(default, int | float) and isinstance(given, str)
+
+    for section, given in from_file.items():
+        known = Settings.model_fields[section].annotation.model_fields if section in Settings.model_fields else {}
+        for name, value in given.items() if isinstance(given, Mapping) else ():
+            if name in known and odd(known[name].default, value):
+                yield section, name
+
+
+def _misspelt() -> list[str]:
+    """A line for each variable that is called as ours are and means no setting. What it says may be a secret."""
+    names = [
+        ENV_PREFIX + ENV_DELIMITER.join((section, name)).upper()
+        for section, field in Settings.model_fields.items()
+        for name in field.annotation.model_fields
+    ]
+    lines = []
+    for variable in sorted(os.environ):
+        section, *name = variable.upper().removeprefix(ENV_PREFIX).lower().split(ENV_DELIMITER)
+        if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in _NO_SETTINGS:
+            continue
+        # a name that its section does not have is found with all else that is wrong
+        if section in Settings.model_fields and (len(name) < 2 or section == "plugins"):
+            continue
+        near = difflib.get_close_matches(variable.upper(), names, 1)
+        mend = f"did you mean {near[0]}?" if near else f"they are called as in {names[0]}"
+        lines.append(f"{variable}: there is no such setting; {mend}")
+    return lines
+
+
+def _variable(path: tuple[str, ...]) -> str | None:
+    """The environment's value of a setting; None if it has none."""
+    variable = ENV_PREFIX + ENV_DELIMITER.join(path).upper()
+    return next((value for name, value in os.environ.items() if name.upper() == variable), None)
 
 
 def settings_for_measuring(flags: Mapping[str, Any]) -> Settings:
@@ -400,38 +485,49 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: the config file cannot be read ({error.strerror})") from error
 
 
-def _explain(
-    first: Mapping[str, Any],
+def _where(
+    path: tuple[str, ...],
     flags: Mapping[str, Any],
     names: Mapping[str, str],
     config: Path | None,
     from_file: Mapping[str, Any],
 ) -> str:
-    """One line for a thing that is wrong, as pydantic tells it."""
-    path = [str(part) for part in first["loc"]]
-    section = Settings.model_fields.get(path[0])
-    setting = ".".join(path[:2])
-    variable = ENV_PREFIX + ENV_DELIMITER.join(path[:2]).upper()
+    """The flag, variable or line of the config file that says what a setting is, or that it is the default."""
+    setting = ".".join(path)
     if setting in flags:
-        where = f"{names.get(setting, setting)} {_shown(setting, flags[setting])}"
-    elif variable in {name.upper() for name in os.environ}:
-        value = next(value for name, value in os.environ.items() if name.upper() == variable)
-        where = f"{variable}={_shown(setting, value)}"
-    else:
-        value: Any = from_file
-        for part in path[:2]:
-            value = value.get(part, "") if isinstance(value, Mapping) else value
-        where = f"{config}: {setting} = {_shown(setting, _as_toml(value))}"
+        return f"{names.get(setting, setting)} {_shown(setting, flags[setting])}"
+    if (value := _variable(path)) is not None:
+        return f"{ENV_PREFIX}{ENV_DELIMITER.join(path).upper()}={_shown(setting, value)}"
+    given: Any = from_file
+    for part in path:
+        given = given.get(part) if isinstance(given, Mapping) else given
+    if given is None:
+        section = Settings.model_fields.get(path[0])
+        known = section.annotation.model_fields.get(path[-1]) if section else None
+        return f"{setting} = {_as_toml(known.default)} by default" if known else setting
+    return f"{config}: {setting} = {_shown(setting, _as_toml(given))}"
+
+
+def _explain(
+    path: tuple[str, ...],
+    flags: Mapping[str, Any],
+    names: Mapping[str, str],
+    config: Path | None,
+    from_file: Mapping[str, Any],
+) -> str:
+    """One line for a section, or a setting of one, that is wrong."""
+    place = _where(path, flags, names, config, from_file)
+    section = Settings.model_fields.get(path[0])
     if section is None:
-        return f"{where}: there is no such section or setting; there are {_listed(Settings)}"
+        return f"{place}: there is no such section or setting; there are {_listed(Settings)}"
     if len(path) == 1:
-        return f"{where}: this is a section: write [{path[0]}] and its settings below"
+        return f"{place}: this is a section: write [{path[0]}] and its settings below"
     known = section.annotation.model_fields
     if section.annotation is PluginSettings:
-        return f"{where}: this is a section: write [plugins.{path[1]}] and its settings below"
+        return f"{place}: this is a section: write [plugins.{path[1]}] and its settings below"
     if path[1] not in known:
-        return f"{where}: there is no such setting; [{path[0]}] has {_listed(section.annotation)}"
-    return f"{where}: give {known[path[1]].description}"
+        return f"{place}: there is no such setting; [{path[0]}] has {_listed(section.annotation)}"
+    return f"{place}: give {known[path[1]].description}"
 
 
 def _shown(setting: str, value: Any) -> Any:

@@ -77,10 +77,10 @@ def test_with_a_driver_but_no_torch_for_it_auto_is_the_processor_and_says_why(dr
     monkeypatch.setattr(engine.backend, "use_cuda", lambda probe: pytest.fail("tried"))
     backend = choose("auto", PROBE)
     assert isinstance(backend, CpuBackend)
-    assert "pip install 'ifmdm[gpu]'" in str(backend)
+    assert "pip install -c constraints.txt '.[gpu]'" in str(backend)
     monkeypatch.setattr("engine.model.choose", lambda *_: backend)
     state, told = doctor.check_backend(load_settings({}))
-    assert state == doctor.POOR and "ifmdm[gpu]" in told
+    assert state == doctor.POOR and ".[gpu]" in told
 
 
 def test_a_torch_is_looked_at_without_importing_it(tmp_path, monkeypatch):
@@ -100,8 +100,8 @@ def test_cuda_without_its_provider_driver_or_torch_is_refused_in_a_line(driver, 
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.backend, "TorchBackend", fail)
-        assert "pip install 'ifmdm[gpu]'" in refusal()
-        assert "ifmdm[gpu]" in choose("auto", PROBE).note or not engine.backend.torch_with_cuda()
+        assert "pip install -c constraints.txt '.[gpu]'" in refusal()
+        assert ".[gpu]" in choose("auto", PROBE).note or not engine.backend.torch_with_cuda()
     with monkeypatch.context() as patch:
         patch.setattr(engine.backend, "driver_here", lambda: False)
         assert "no NVIDIA driver" in refusal()

@@ -1,6 +1,8 @@
 """The command line and the settings: what is asked for is done, what cannot be is refused in one line."""
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,8 +59,9 @@ def test_version_and_helps(capsys):
     assert run() == 2
     assert "COMMAND" in capsys.readouterr().out
     assert run("train", "--help") == 0
-    for part in ("prepare", "renderer", "motion", "export"):
-        assert part in capsys.readouterr().out or part != "prepare"
+    out = capsys.readouterr().out
+    for part in cli._TRAINING:
+        assert f"    {part} " in out
     assert run("render", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "from 1 to 120 (default 45)" in out
@@ -135,6 +138,7 @@ def test_the_config_file_of_the_project_shows_the_defaults():
         (["--output", "none/o.mp4"], "none/o.mp4: there is no folder"),
         (["--output", "o.avi"], "o.avi: the output is an MP4 file"),
         (["--colour", "red"], "unrecognized arguments: --colour red (see ifmdm --help)"),
+        (["--port", "8080"], "unrecognized arguments: --port 8080 (see ifmdm --help)"),
         (["--fps"], "argument --fps: expected one argument"),
         (["--config", "none.toml"], "none.toml: the config file cannot be read"),
     ],
@@ -161,6 +165,12 @@ def test_what_cannot_be_is_refused_in_one_line(args, told, capsys):
         ("fps = 25", "config.toml: fps = 25: there is no such section"),
         ("video = 25", "config.toml: video = 25: this is a section: write [video]"),
         ("[head]\npose = 3", "config.toml: head.pose = 3: give yaw, pitch, roll"),
+        ("[head]\nconsent = 'yes'", "config.toml: head.consent = 'yes': give true if you may"),
+        ("[head]\nconsent = 'true'", "config.toml: head.consent = 'true': give true if you may"),
+        ("[video]\nbadge = 1", "config.toml: video.badge = 1: give true for"),
+        ("[video]\nfps = '30'", "config.toml: video.fps = '30': give a whole number"),
+        ("[voice]\npause = '1.5'", "config.toml: voice.pause = '1.5': give a number of seconds"),
+        ("[head]\npose = ['1', 2, 3]", "config.toml: head.pose = ['1', 2, 3]: give yaw, pitch, roll"),
         ("[head]\nconsent = 'perhaps'", "config.toml: head.consent = 'perhaps': give true if you may"),
         ("fps 25", "config.toml: this is not TOML: "),
         ("\xff", "config.toml: this is not TOML: "),
@@ -178,6 +188,13 @@ def test_a_wrong_config_file_is_named_with_key_value_and_what_is_allowed(text, t
         ("IFMDM_VIDEO__FPS", "fast", "IFMDM_VIDEO__FPS=fast: give a whole number from 1 to 120"),
         ("IFMDM_VIDEO__FSP", "5", "IFMDM_VIDEO__FSP=5: there is no such setting; [video] has fps"),
         ("IFMDM_HEAD__POSE", "1,2", "IFMDM_HEAD__POSE=1,2: give yaw, pitch, roll"),
+        ("IFMDM_HEAD__CONSENT", "yes", "IFMDM_HEAD__CONSENT=yes: give true if you may"),
+        ("IFMDM_VIDEO", "5", "IFMDM_VIDEO=5: this is a section"),
+        ("IFMDM_VIDEO_FPS", "5", "IFMDM_VIDEO_FPS: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("IFMDM_VIDIO__FPS", "5", "IFMDM_VIDIO__FPS: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("ifmdm_server_token", "secret", "ifmdm_server_token: there is no such setting; did you mean IFMDM_SERVER__"),
+        ("IFMDM_VIDEO__FSP__X", "5", "IFMDM_VIDEO__FSP__X: there is no such setting; did you mean IFMDM_VIDEO__FPS?"),
+        ("IFMDM_Q", "5", "IFMDM_Q: there is no such setting; they are called as in IFMDM_HEAD__PORTRAIT"),
     ],
 )
 def test_a_wrong_environment_is_named(name, value, told, monkeypatch):
@@ -185,6 +202,40 @@ def test_a_wrong_environment_is_named(name, value, told, monkeypatch):
     with pytest.raises(SettingsError) as caught:
         load_settings({})
     assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(("value", "means"), [("true", True), ("False", False), ("1", True), ("0", False)])
+def test_what_is_true_and_false_in_the_environment(value, means, monkeypatch):
+    monkeypatch.setenv("IFMDM_VIDEO__BADGE", value)
+    assert load_settings({}).video.badge is means
+
+
+def test_other_names_of_the_environment_are_no_settings(monkeypatch):
+    Path("config.toml").write_text("[video]\nfps = '25'\n")  # overridden, and never looked at
+    monkeypatch.setenv("IFMDM_VIDEO__FPS", "30")
+    monkeypatch.setenv("IFMDM_PLUGINS__MIRROR__SIDE", "left")
+    monkeypatch.setenv("IFMDM_WATCH_SECONDS", "5")
+    monkeypatch.setenv("OTHER_VIDEO_FPS", "5")
+    got = load_settings({})
+    assert (got.video.fps, got.plugins.model_extra) == (30, {"mirror": {"side": "left"}})
+
+
+def test_all_that_is_wrong_is_named_and_the_rest_can_be_used(monkeypatch):
+    Path("config.toml").write_text("[video]\nfps = '25'\nsize = 256\n[head]\nconsent = 1\nseed = 3\npose = 4\n[vido]\n")
+    monkeypatch.setenv("IFMDM_VIDEO_SIZE", "128")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"head.intensity": "9"}, names={"head.intensity": "--intensity"})
+    places = [line.split(":")[:2] for line in caught.value.problems]
+    assert places[0][0] == "IFMDM_VIDEO_SIZE"
+    assert sorted(" ".join(place) for place in places[1:]) == [
+        "--intensity 9  give a number from 0 (still) to 2 (twice as lively)",
+        "config.toml  head.consent = 1",
+        "config.toml  head.pose = 4",
+        "config.toml  video.fps = '25'",
+        "config.toml  vido = {...}",
+    ]
+    rest = caught.value.rest
+    assert (rest.video.fps, rest.video.size, rest.head.seed, rest.head.consent) == (45, 256, 3, False)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +247,14 @@ def test_a_missing_extra_is_named(missing, extra, monkeypatch, capsys):
 
     monkeypatch.setattr(cli.importlib, "import_module", absent)
     assert run("evaluate") == 2
-    expected = f"ifmdm: this needs {missing}, which is not installed: pip install 'ifmdm[{extra}]'\n"
+    expected = f"ifmdm: this needs {missing}, which is not installed: pip install -c constraints.txt '.[{extra}]'\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("args", [("--vers",), ("devices", "--deb"), ("doctor", "--conf", "x"), ("bench", "--qui")])
+def test_no_flag_is_taken_for_a_longer_one(args, capsys):
+    assert run(*args) == 2
+    assert args[-1 if args[-1] != "x" else -2] in capsys.readouterr().err
 
 
 def test_training_is_handed_its_arguments(monkeypatch):
@@ -220,6 +277,131 @@ def test_training_is_handed_its_arguments(monkeypatch):
     assert seen == [3, 3, 3, 3, 4]
     assert asked == [f"engine.training.{n}" for n in ("prepare", "stage1", "stage2", "export", "evaluate")]
     assert run("train", "everything") == 2
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Stands in for the live head; gives the settings that reached it."""
+    seen = []
+    monkeypatch.setattr("plugin.run.run", seen.append)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("--source none --microphone foo", "--microphone foo: this does nothing without --source microphone; give"),
+        ("--microphone foo", "--microphone foo: this does nothing without --source microphone"),
+        ("--source none --audio nope.wav", "--audio nope.wav: this does nothing without --source file; give both"),
+        ("--source microphone --audio v.wav", "--audio v.wav: this does nothing without --source file"),
+        ("--camera /dev/video9", "--camera /dev/video9: this does nothing without --outputs camera"),
+        ("--camera 1 --outputs audio", "--camera 1: this does nothing without --outputs camera"),
+        ("--audio-device 3", "--audio-device 3: this does nothing without --outputs audio"),
+        ("--no-server --port 80", "--port 80: this does nothing without --server"),
+        ("--no-server --host ::1", "--host ::1: this does nothing without --server"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_in_one_line(args, told, ran, capsys):
+    assert run("run", *args.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ifmdm: {told}")
+    assert shown.count("\n") == 1
+    assert ran == []
+
+
+def test_a_config_file_may_hold_what_does_nothing_yet_and_bring_what_a_flag_needs(ran):
+    Path("config.toml").write_text(
+        "[live]\noutputs = ['camera']\n[microphone]\ndevice = '3'\n[voice]\nfile = 'v.wav'\n[audio]\ndevice = '4'\n"
+    )
+    assert run("run", "--camera", "/dev/video9", "--source", "none") == 0
+    assert (ran[0].camera.device, ran[0].microphone.device) == ("/dev/video9", "3")
+
+
+#: Each flag with a value, how it arrives, and what else it needs.
+GIVEN = {
+    "--portrait": ("bo", "bo", ""),
+    "--source": ("stdin", "stdin", ""),
+    "--audio": ("v.wav", "v.wav", ""),
+    "--output": ("o.mp4", "o.mp4", ""),
+    "--outputs": ("camera,audio", ("camera", "audio"), ""),
+    "--record": ("r.mp4", "r.mp4", ""),
+    "--seconds": ("1.5", 1.5, ""),
+    "--latency": ("quality", "quality", ""),
+    "--microphone": ("Mic 2", "Mic 2", "--source=microphone"),
+    "--camera": ("/dev/video9", "/dev/video9", "--outputs=camera"),
+    "--audio-device": ("3", "3", "--outputs=audio"),
+    "--host": ("::1", "::1", ""),
+    "--port": ("81", 81, ""),
+    "--fps": ("30", 30, ""),
+    "--size": ("256", 256, ""),
+    "--intensity": ("1.5", 1.5, ""),
+    "--pose": ("-5,2.5,-1", (-5.0, 2.5, -1.0), ""),
+    "--seed": ("9", 9, ""),
+    "--weights": ("clean", "clean", ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "flag"),
+    [(command, setting, flag) for command, flags in cli._SETTING_FLAGS.items() for setting, flag in flags.items()],
+)
+def test_every_flag_reaches_its_setting(command, setting, flag, ran, rendered):
+    value, arrives, needs = GIVEN[flag]
+    assert run(command, flag, value, *needs.split()) == 0
+    (got,) = ran or rendered
+    section, name = setting.split(".")
+    assert getattr(getattr(got, section), name) == arrives
+    assert arrives != getattr(getattr(Settings(), section), name)
+
+
+@pytest.mark.parametrize("setting", cli._SWITCHES)
+def test_every_switch_reaches_its_setting(setting, ran):
+    section, name = setting.split(".")
+    default = getattr(getattr(Settings(), section), name)
+    flag = cli._SWITCHES[setting]
+    assert run("run", flag.replace("--", "--no-", 1) if default else flag) == 0
+    assert getattr(getattr(ran[0], section), name) is not default
+    Path("config.toml").write_text(f"[{section}]\n{name} = {str(not default).lower()}\n")
+    assert run("run") == 0
+    assert getattr(getattr(ran[1], section), name) is not default
+    if default:  # a switch that is on by default turns on what a file turns off
+        assert run("run", flag) == 0
+        assert getattr(getattr(ran[2], section), name) is default
+
+
+@pytest.mark.parametrize(("command", "heading"), [("render", "## Render a clip"), ("run", "## Live")])
+def test_the_flags_that_the_readme_lists_are_there(command, heading, capsys):
+    text = (ROOT / "README.md").read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `--")]
+    flags = re.findall(r"`(--[a-z-]+)`", " ".join(rows))
+    assert len(flags) >= 7
+    assert run(command, "--help") == 0
+    shown = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    assert set(flags) <= set(shown)
+
+
+@pytest.mark.parametrize("part", cli._TRAINING)
+def test_every_part_of_training_is_there(part, capsys):
+    pytest.importorskip("torch")
+    module = importlib.import_module(f"engine.training.{cli._TRAINING[part][0]}")
+    assert callable(module.run) and callable(module.add_arguments)
+    assert run("train", part, "--help") == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_the_doctor_as_a_command_looks_at_everything_and_its_status_says_whether_something_fails(capsys):
+    Path("config.toml").write_text("[video]\nsize = 128\n[server]\nport = 0\n")
+    status = run("doctor")
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.fullmatch(r"(ok   |note |FAILS) ([A-Za-z ]+): .+", line) for line in lines]
+    assert [each[2] for each in found] == [
+        "settings", "Python", "weights", "backend", "portrait", "voice", "recording", "clip", "camera", "audio output",
+        "microphone", "port", "address", "speed",
+    ]  # fmt: skip
+    assert status == (2 if any(each[1] == "FAILS" for each in found) else 0)
+    Path("config.toml").write_text("[video]\nsize = 128\n[head]\nportrait = 'nobody'\n[server]\nport = 0\n")
+    assert run("doctor") == 2
+    assert "FAILS portrait: nobody: no bundled portrait" in capsys.readouterr().out
 
 
 def test_our_own_errors_are_one_line_with_a_hint(monkeypatch, capsys):

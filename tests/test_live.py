@@ -2,7 +2,10 @@
 
 import asyncio
 import importlib.metadata
+import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -528,6 +531,77 @@ def test_what_is_wrong_is_told_apart_from_what_happens(monkeypatch):
     live(play())
 
 
+def paced(*looks: tuple[float, int, int], fps: int = 45, size: int = 512) -> tuple[run.Punctuality, list[str]]:
+    """What comes of looks of so many seconds each, with frames made and late in them, and what is to be logged."""
+    pace, warned = run.Punctuality(MediaFormat(size, size, fps, SAMPLE_RATE)), []
+    now, made, late = 100.0, 1, 0
+    pace.look(now, made, late)
+    for seconds, more, behind in looks:
+        now, made, late = now + seconds, made + more, late + behind
+        if pace.look(now, made, late):
+            warned.append(pace.problem)
+    return pace, warned
+
+
+def test_a_machine_that_is_too_slow_is_named_once_a_minute():
+    slow, well = (1.0, 45, 27), (1.0, 45, 0)
+    told = "too slow for 45 fps at 512: 60 % of the frames of the last 3 s came late; try --fps 25 or --size 256"
+    pace, warned = paced(*[slow] * 50)
+    assert warned == [pace.problem] == [told]
+    _, warned = paced(*[slow] * 70)
+    assert warned == [told, told.replace("3 s", "10 s")]
+    pace, warned = paced(*[slow] * 5, *[well] * 10, *[slow] * 5)
+    assert warned == [told] and "too slow for 45 fps" in pace.problem
+    pace, warned = paced(*[slow] * 5, *[well] * 10)
+    assert warned == [told] and pace.problem == ""
+
+
+def test_frames_that_are_never_made_are_late_and_a_mend_is_no_more_than_there_is():
+    pace, _ = paced(*[(1.0, 9, 0)] * 4, fps=25)
+    assert pace.problem == "too slow for 25 fps at 512: 64 % of the frames of the last 3 s came late; try --size 256"
+    pace, _ = paced(*[(1.0, 1, 1)] * 4, fps=25, size=256)
+    assert pace.problem.endswith("100 % of the frames of the last 3 s came late; close other programs")
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [(1.0, 45, 8)] * 20,  # one in six
+        [(1.0, 45, 45)] * 2,  # too short to tell
+        [*[(1.0, 45, 0)] * 5, (3600.0, 46, 45), *[(1.0, 45, 0)] * 5],  # it slept
+        [(1.0, 0, 0)] * 20,  # it has stalled
+    ],
+)
+def test_what_is_no_slow_machine_is_not_called_one(looks):
+    pace, warned = paced(*looks)
+    assert (warned, pace.problem) == ([], "")
+
+
+def test_a_slow_machine_is_told_as_a_problem_and_did_not_stand_still(monkeypatch):
+    monkeypatch.setattr(run, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(run, "SLOW_SECONDS", 0.3)
+
+    async def play():
+        screen, alerts = Screen(), []
+        whole = show([screen])
+        whole.alert = alerts.append
+        draw = whole.stream._core._renderer.render
+        whole.stream._core._renderer.render = lambda coefficients: time.sleep(0.1) or draw(coefficients)
+        task = asyncio.create_task(whole.run(0, stop := asyncio.Event()))
+        while not whole.problems.get("speed"):
+            await asyncio.sleep(0.01)
+        whole.stream.figures.resyncs += 1
+        await asyncio.sleep(0.5)
+        assert whole.problems["speed"] in whole.status(time.monotonic())
+        assert whole.figures()["problems"] == 1
+        stop.set()
+        await task
+        (told,) = alerts
+        assert told.startswith("too slow for 45 fps at 64: ") and told.endswith("came late; try --fps 25")
+
+    live(play())
+
+
 def test_services_run_beside_and_another_face_is_prepared_beside():
     async def play():
         seen = []
@@ -620,11 +694,15 @@ def test_ours_are_made_with_their_settings():
 
 
 def refused_by_config_check(text: str, told: str, capsys) -> str:
-    """A config.toml whose one fault is told in one line, which is given back."""
+    """A config.toml whose one fault is told in one line, which begins with the file and the setting and goes on as
+    `told` does. What is told is given back."""
     Path("config.toml").write_text(text)
     assert cli.main(["config", "check"]) == 2
     shown = capsys.readouterr().out
-    assert shown.startswith(told)
+    assert re.match(r"config\.toml: \w+\.\w+ = .*: ", shown)
+    problem = shown.removeprefix("config.toml: ")
+    assert problem.startswith(told) or told.partition(": ")[2] in problem
+    assert told.partition(": ")[0] in shown
     assert shown.count("\n") == 1
     return shown
 
@@ -674,24 +752,44 @@ def test_live_settings_that_cannot_be_are_refused_in_one_line(text, told, capsys
         ("[render]\naudio = 'a.mp4'\noutput = 'a.mp4'", "a.mp4: this is also an input"),
     ],
 )
-def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys):
+def test_what_render_refuses_is_told_by_config_check_and_the_doctor(text, told, capsys, assets):
+    shutil.copy(assets / "voice.flac", "a.mp4")
     shown = refused_by_config_check(text, told, capsys)
     _, finding = doctor.examine(None, {"clip": doctor.CHECKS["clip"]})
-    assert str(finding) == f"FAILS clip: {shown.strip()}"
+    assert str(finding).startswith(f"FAILS clip: {told}")
     assert cli.main(["render"]) == 2
-    assert capsys.readouterr().err == f"ifmdm: {shown}"
+    error = capsys.readouterr().err
+    assert str(finding) == f"FAILS clip: {error.removeprefix('ifmdm: ').strip()}"
+    assert error.partition(f"{told.partition(': ')[0]}: ")[2] == shown.rpartition("': ")[2]
 
 
-def test_config_check_tells_all_that_is_wrong(capsys):
-    Path("config.toml").write_text("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert capsys.readouterr().out.count("\n") == 3
-    Path("config.toml").write_text("[head]\nportrait = 'me.jpg'\nconsent = true\n[engine]\nweights = 'none'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["me.jpg", "none"]
-    Path("config.toml").write_text("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")
-    assert cli.main(["config", "check"]) == 2
-    assert capsys.readouterr().out.count("\n") == 2
+def test_config_check_tells_all_that_is_wrong_and_where(capsys, monkeypatch):
+    def told(text: str) -> list[str]:
+        Path("config.toml").write_text(text)
+        assert cli.main(["config", "check"]) == 2
+        return capsys.readouterr().out.splitlines()
+
+    assert len(told("[video]\nfps = 0\nsize = 3\n[camera]\nshape = 'round'\n")) == 3
+    lines = told("[head]\nportrait = 'me.jpg'\nconsent = true\n[engine]\nweights = 'none'\n")
+    assert [line.partition(": ")[2].partition(": ")[0] for line in lines] == [
+        "head.portrait = 'me.jpg'", "engine.weights = 'none'"
+    ]  # fmt: skip
+    (line,) = told("[head]\nportrait = 'eda'\n[render]\noutput = 'b.mp4'\n")
+    assert line.startswith("config.toml: head.portrait = 'eda': no bundled portrait and no file has this name; bundled")
+    lines = told("[live]\nsource = 'radio'\noutputs = ['tv']\n")
+    assert lines[0].startswith("config.toml: live.source = 'radio': no such source; there are")
+    assert lines[1].startswith("config.toml: live.outputs = ['tv']: 'tv': no such output; there are")
+    assert len(told("[live]\noutputs = ['tv']\n[voice]\nfile = 'none.wav'\n")) == 2
+    # what is wrong in one place hides nothing in another
+    lines = told("[video]\nfps = '30'\n[head]\nportrait = 'eda'\n[server]\nhost = '0.0.0.0'\n")
+    assert [line.partition(" = ")[0] for line in lines] == [
+        "config.toml: video.fps", "config.toml: server.host", "config.toml: head.portrait"
+    ]  # fmt: skip
+    monkeypatch.setenv("IFMDM_HEAD__PORTRAIT", "uda")
+    (line,) = told("[head]\nportrait = 'eda'\n")
+    assert line.startswith("IFMDM_HEAD__PORTRAIT=uda: no bundled portrait")
+    monkeypatch.delenv("IFMDM_HEAD__PORTRAIT")
+    assert told("fps 30")[0].startswith("config.toml: this is not TOML")
     assert cli.main(["config", "check", "--config", str(ROOT / "config.toml")]) == 0
     assert "every setting can be used" in capsys.readouterr().out
 
@@ -763,6 +861,19 @@ def test_the_doctor_measures_speed(monkeypatch):
     assert "a second of 45 frames a second takes" in text
 
 
+@pytest.mark.parametrize(
+    ("took", "state", "said"),
+    [(0.5, doctor.GOOD, "takes 0.50 s"), (0.7, doctor.POOR, "0.70 s: little is left"), (1.0, doctor.BAD, "too slow")],
+)
+def test_the_doctor_judges_speed_by_the_time_that_a_second_takes(took, state, said, monkeypatch):
+    monkeypatch.setattr("engine.head.Model.load", lambda weights, backend: LoudnessModel())
+    moments = iter([100.0, 100.0 + took])
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    got, text = doctor.check_speed(load_settings({"video.size": "128"}))
+    assert got == state and said in text
+    assert ("lower fps or size under [video]" in text) == (state != doctor.GOOD)
+
+
 def test_the_doctor_tells_the_weights_and_their_licence(untrained, tmp_path):
     state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
     assert state == doctor.GOOD
@@ -782,6 +893,11 @@ def test_devices_are_listed(monkeypatch, capsys):
     assert "/dev/video2  ifmdm" in shown
     assert "0: Mic A, 44100 Hz" in shown
     assert shown.rstrip().endswith("none")
+    assert "load one" not in shown
+    monkeypatch.setattr("transports.virtual_camera.virtual_devices", lambda: [])
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cli.main(["devices"]) == 0
+    assert "device):\n  none; load one: sudo modprobe v4l2loopback" in capsys.readouterr().out
 
 
 # --- the command
@@ -829,6 +945,31 @@ def test_a_recording_of_so_many_seconds(tmp_path):
     assert b"Traceback" not in shown
 
 
+def test_an_earlier_recording_is_kept_and_one_that_was_cut_off_is_named(tmp_path):
+    child = start("--record", "a.mp4", folder=tmp_path)
+    try:
+        while not any(b"moov" in part.read_bytes() for part in tmp_path.glob(".a-*.part")):
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.communicate(timeout=30)
+    (part,) = tmp_path.iterdir()
+    (tmp_path / "a.mp4").write_text("precious")
+    child = start("--seconds", "1.5", "--record", "a.mp4", folder=tmp_path)
+    _, shown = child.communicate(timeout=60)
+    assert child.returncode == 0, shown
+    lines = shown.decode().splitlines()
+    assert lines[0] == (
+        f"ifmdm: {part}: an earlier recording that was cut off, unless another program is making it; rename it to a "
+        "name that ends in .mp4 to keep it"
+    )
+    assert lines[1] == "ifmdm: a.mp4 is there already and is kept; this recording will be a-2.mp4"
+    assert "shown: a-2.mp4;" in lines[2]
+    assert (tmp_path / "a.mp4").read_text() == "precious"
+    assert length(tmp_path / "a-2.mp4")[0] > 0.5 * FPS
+    assert length(part.rename(tmp_path / "kept.mp4"))[0] >= FPS // 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_clean_end(number, tmp_path):
     child = start("--record", "a.mp4", folder=tmp_path)
@@ -871,7 +1012,8 @@ def test_a_recording_that_would_replace_what_it_is_made_of_is_refused_and_touche
         assert cli.main(["run"]) == 2
         assert capsys.readouterr().err == f"ifmdm: {told}\n"
         assert cli.main(["config", "check"]) == 2
-        assert told in capsys.readouterr().out
+        place, problem = told.split(": ", 1)
+        assert f"config.toml: live.record = '{place}': {problem}\n" in capsys.readouterr().out
         _, finding = doctor.examine(None, {"recording": doctor.check_recording})
         assert str(finding) == f"FAILS recording: {told}"
     assert Path("talk.mp4").read_text() == "the voice"
@@ -887,4 +1029,54 @@ def test_a_device_that_is_not_there_is_one_line(args, tmp_path):
         pytest.skip("this machine has a microphone")
     assert child.returncode == 2
     assert b"Traceback" not in shown
-    assert shown.decode().splitlines()[-1].startswith("ifmdm: ")
+    assert shown.startswith(b"ifmdm: ") and shown.count(b"\n") == 1  # it is not said to be live, and then not to be
+
+
+@pytest.mark.parametrize("args", [("--outputs", "camera"), ("--source", "microphone"), ("--outputs", "audio")])
+def test_devices_are_looked_for_before_anything_takes_time(args, monkeypatch, capsys, tmp_path):
+    def absent(*_):
+        raise TransportError("it is not there")
+
+    monkeypatch.setattr("transports.virtual_camera.VirtualCameraSink._connect", absent)
+    for user in ("microphone", "audio_device"):
+        monkeypatch.setattr(f"transports.{user}.load_sounddevice", absent)
+    monkeypatch.setattr(run.Model, "load", lambda *_, **__: pytest.fail("the weights were loaded"))
+    assert cli.main(["run", "--port", "0", "--record", "a.mp4", *args]) == 2
+    assert capsys.readouterr().err == "ifmdm: it is not there\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_whose_microphone_does_not_open_was_never_live():
+    class Absent(ClipSource):
+        def open(self, deliver, ended):
+            raise TransportError("no microphone")
+
+    said = []
+    with pytest.raises(TransportError, match="no microphone"):
+        live(show([], Absent(voice(10), 16_000)).run(1, asyncio.Event(), lambda: said.append("live")))
+    assert said == []
+    live(show([], ClipSource(voice(10), 16_000)).run(0.1, asyncio.Event(), lambda: said.append("live")))
+    assert said == ["live"]
+
+
+def test_stopped_while_it_loads_it_ends_at_once_and_was_never_live():
+    out, asked = io.StringIO(), []
+
+    def make(settings, tell, stopped):
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stopped():
+            time.sleep(0.01)
+        return run.make_show(settings, tell, LoudnessModel(), LatentRenderer, lambda: asked.append(1) or stopped())
+
+    run.run(load_settings({"server.port": "0", "live.record": "a.mp4", "video.size": "128"}), make, out)
+    assert out.getvalue() == "ifmdm: ended before it was live\n"
+    assert asked == [1]
+    assert list(Path().iterdir()) == []
+
+
+def test_the_last_line_tells_no_latency_of_no_frames():
+    whole = show([])
+    whole.stream.figures.latency.append(0.45)
+    assert whole.status(time.monotonic()) == "0:00  0 frames  0 late"
+    whole.stream.figures.made = 1
+    assert whole.status(time.monotonic()) == "0:00  1 frames  0 late  voice to frame 450 ms"

@@ -37,7 +37,7 @@ from transports.media import MediaFormat, MediaFrame, TransportError
 from transports.microphone import MicrophoneSource
 from transports.pcm import PcmSource
 from transports.portaudio import find_device, load_sounddevice
-from transports.recording import RecordingSink
+from transports.recording import RecordingSink, cut_off, next_take
 from transports.virtual_camera import (
     CameraOptions,
     VirtualCameraSink,
@@ -635,6 +635,7 @@ def test_a_recording_that_is_cut_off_holds_what_came_until_then(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "a.mp4").read_text() == "what was there before"
     (part,) = tmp_path.glob(".a-*.part")
+    assert cut_off(tmp_path / "a.mp4") == [part]
     with av.open(str(part)) as container:
         assert container.metadata["comment"] == "made by AI"
         frames = list(container.decode(video=0))
@@ -647,6 +648,28 @@ def test_a_recording_that_is_cut_off_holds_what_came_until_then(tmp_path):
     for index in (20, 65):
         assert samples[index * 16_000 // 45 + 60 : (index + 1) * 16_000 // 45 - 60].mean() > 0.2
         assert samples[(index - 9) * 16_000 // 45 : (index - 1) * 16_000 // 45].max() < 0.1
+
+
+def test_a_recording_gets_a_name_that_is_free(tmp_path):
+    taken = tmp_path / "rec.mp4"
+    assert next_take(taken) == taken
+    taken.touch()
+    assert next_take(taken) == tmp_path / "rec-2.mp4"
+    (tmp_path / "rec-2.mp4").touch()
+    assert next_take(taken) == tmp_path / "rec-3.mp4"
+
+
+def test_what_was_cut_off_is_found_by_its_name_where_it_can_be_played(tmp_path):
+    def part(name: str, holds: bytes = b"....ftypisom....moov") -> Path:
+        (tmp_path / name).write_bytes(holds)
+        return tmp_path / name
+
+    found = [part(".re[c-0123abcd.part"), part(".re[c-2-0123abcd.part")]
+    for name in (".re[cord-0123abcd.part", ".re[c-0123abcd.mp4", "re[c-0123abcd.part", ".re[c-xyz.part"):
+        part(name)
+    part(".re[c-00000000.part", b"")  # cut off before its first second
+    part(".re[c-11111111.part", b"....ftypisom....mdat")  # a clip of `ifmdm render`
+    assert sorted(cut_off(tmp_path / "re[c.mp4")) == sorted(found)
 
 
 def test_a_recording_that_fills_the_disk_keeps_what_came_before(tmp_path):

@@ -1,6 +1,7 @@
 """From a portrait and a voice to a file: the wiring with a small stand-in head, then the real thing."""
 
 import itertools
+import re
 import subprocess
 import sys
 import weakref
@@ -16,7 +17,7 @@ import pytest
 from engine.errors import InputError
 from engine.speech import SAMPLE_RATE
 from plugin.badge import Badge, draw_badge
-from plugin.render import PROVENANCE, bundled_portraits, find_portrait, render
+from plugin.render import PROVENANCE, Clip, bundled_portraits, find_portrait, render
 from plugin.settings import load_settings
 from transports.file import OutputError
 
@@ -109,7 +110,12 @@ def test_the_video_is_as_long_as_the_voice(tmp_path, seconds, fps):
         lengths = [float(s.duration * s.time_base) for s in container.streams]
     assert max(lengths) - min(lengths) < 1 / fps + 0.001
     assert f"{clip.path}: {clip.seconds:.1f} s of video in " in str(clip)
-    assert "x real time" in str(clip)
+    assert re.search(r"[1-9]\d*\.\d x real time$|slower than real time$", str(clip))
+
+
+@pytest.mark.parametrize(("took", "said"), [(5.0, "2.0 x real time"), (30.0, "slower than real time")])
+def test_a_clip_says_how_fast_it_was_made(took, said):
+    assert str(Clip(Path("a.mp4"), 450, 10.0, took)) == f"a.mp4: 10.0 s of video in {took:.1f} s, {said}"
 
 
 @pytest.mark.parametrize(("rate", "channels", "fps"), [(16000, 1, 25), (44100, 2, 45), (48000, 1, 60)])
@@ -247,7 +253,7 @@ def test_the_real_thing_speaks_the_same_way_twice_and_without_torch(tmp_path, sp
     for name in ("a.mp4", "b.mp4"):
         done = run_ifmdm("render", *flags, "--output", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "x real time" in done.stdout
+        assert re.search(r"[1-9]\d*\.\d x real time$|slower than real time$", done.stdout.strip())
         assert done.stderr.split()[-1] == "False"
         assert licence in done.stderr.splitlines()[0]
     frames = [frame.to_ndarray(format="rgb24") for frame in frames_of(tmp_path / "a.mp4")]

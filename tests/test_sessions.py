@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_server import FACE, TOKEN, live, serving, told, until, words
 from webrtc_peers import watching
 
+from engine.stream import LATENCIES
 from plugin import live as live_module
 from plugin import room as room_module
 from plugin import sessions as sessions_module
@@ -180,7 +181,7 @@ def test_past_the_limit_they_are_asked_to_wait_and_one_that_ends_makes_room():
         async with serving(server__sessions="2") as served:
             first, _ = await create(served), await create(served)
             status, text, headers = await ask(served, "POST", "/sessions", json={})
-            assert (status, text) == (503, "there are 2 sessions, which is the limit; try again later")
+            assert (status, text) == (503, "2 of 2 places are taken; try again later")
             assert int(headers["Retry-After"]) > 0
             await ask(served, "DELETE", first)
             await create(served)
@@ -193,6 +194,52 @@ def test_past_the_limit_they_are_asked_to_wait_and_one_that_ends_makes_room():
     statuses, count = live(look())
     assert statuses == [201] * 2 + [503] * 5
     assert count == 2
+
+
+@pytest.mark.parametrize(
+    ("order", "status", "said"),
+    [
+        (b"{", 400, "Invalid JSON"),
+        (b'{"portrait": "nobody"}', 404, "no such portrait"),
+        (b'{"intensity": 3}', 422, "intensity: "),
+        (b'{"portrait": "bo"}', 503, "1 of 1 places is taken; try again later"),
+    ],
+)
+def test_what_no_wait_would_mend_is_told_where_there_is_no_room_either(order, status, said):
+    async def look():
+        async with serving(server__sessions="1") as served:
+            await create(served)
+            return await ask(served, "POST", "/sessions", data=order, headers={"Content-Type": "application/json"})
+
+    got, text, _ = live(look())
+    assert got == status and text.startswith(said), text
+
+
+def test_seed_and_latency_reach_the_head():
+    async def look():
+        async with serving(server__sessions="2") as served:
+            made = [await create(served, seed=7, latency="quality"), await create(served)]
+            return served.show.stream, *(room(served, path).show.stream for path in made)
+
+    house, own, other = live(look())
+    assert own._core.settings.seed == 7
+    for stream, name in ((own, "quality"), (house, "interactive"), (other, "interactive")):  # as in the settings
+        assert (stream._core.settings.pace, stream._margin) == (LATENCIES[name].pace, LATENCIES[name].margin)
+
+
+def test_heads_move_differently_but_for_those_of_one_seed():
+    """The small model's latents are the noise that their seed gives, but for the first."""
+
+    async def look():
+        async with serving(server__sessions="4") as served:
+            paths = [await create(served, **order) for order in ({}, {}, {"seed": 7}, {"seed": 7})]
+            drawn = [room(served, path).show.stream._core._renderer.seen for path in paths]
+            await until(lambda: all(len(each) > 20 for each in drawn))
+            return [np.array([latent[1:] for latent in list(each)[:20]]) for each in drawn]
+
+    one, other, same, again = live(look())
+    assert (same == again).all()
+    assert abs(one - other).max() > 1e-3 and abs(one - same).max() > 1e-3
 
 
 def test_none_where_they_are_turned_off():
@@ -240,8 +287,8 @@ def test_the_machine_is_measured_when_the_first_is_asked_for(monkeypatch):
 
     late, scarce, full = live(look())
     assert late[:2] == (503, "heads on this machine are late already; try again later")
-    assert scarce[:2] == (503, "there is 1 session, which is what this machine can run; try again later")
-    assert full[:2] == (503, "there are 2 sessions, which is what this machine can run; try again later")
+    assert scarce[:2] == (503, "1 of 1 places is taken, which is what this machine can run; try again later")
+    assert full[:2] == (503, "2 of 2 places are taken, which is what this machine can run; try again later")
     assert all(int(refused[2]["Retry-After"]) > 0 for refused in (late, scarce, full))
     assert len(measured) == 1
 

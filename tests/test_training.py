@@ -1530,6 +1530,22 @@ def test_copies_of_latents_turn_and_share_their_clips_sound(latents_folder, cach
         turning.run(parser.parse_args([*words[:-4], "--output", str(latents_folder)]))
 
 
+@pytest.mark.parametrize(
+    ("module", "lacks"),
+    [
+        (stage1, ("--cache",)), (place, ("--cache",)), (encoder, ("--cache",)), (gauges, ("--cache",)),
+        (distil, ("--teacher",)), (stage2, ("--latents", "--speech")),
+    ],
+)  # fmt: skip
+def test_a_run_without_what_it_learns_from_leaves_no_folder(module, lacks, tmp_path):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    missing = [word for flag in lacks for word in (flag, str(tmp_path / "nope"))]
+    with pytest.raises(InputError, match="nope"):
+        module.run(parser.parse_args([*missing, "--run", str(tmp_path / "run")]))
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the adversary, and clips aligned in time
 
 

@@ -275,6 +275,7 @@ def test_no_more_viewers_than_there_are_places():
         came = await asyncio.gather(*(post(client, url, text) for text in texts))
         assert sorted(status for status, _, _ in came) == [201, 201, 503, 503]
         assert all("Retry-After" in headers for status, headers, _ in came if status == 503)
+        assert {told for status, _, told in came if status == 503} == {"2 of 2 places are taken; try again later\n"}
         location = next(headers["Location"] for status, headers, _ in came if status == 201)
         async with client.delete(url.replace("/whep", location)):
             pass

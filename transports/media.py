@@ -105,6 +105,14 @@ class Interruptible(Protocol):
         """Leave off what is being said. From any thread; returns at once."""
 
 
+@runtime_checkable
+class Probed(Protocol):
+    """A source whose device may be missing, which is looked for before anything takes time."""
+
+    def probe(self) -> None:
+        """Open nothing. Raises TransportError for a device that is not there."""
+
+
 class Source(Protocol):
     """Somewhere voice comes from. live: it cannot wait, so the newest sound counts and old sound is dropped."""
 

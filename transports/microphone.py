@@ -23,6 +23,9 @@ class MicrophoneSource:
         self._device = device
         self._stream = DeviceStream(self._begin, "the microphone gives no sound; is it plugged in?", clock)
 
+    def probe(self) -> None:
+        find_device(load_sounddevice(), self._device, output=False)
+
     def open(self, deliver: Deliver, ended: Callable[[], None]) -> None:
         """Raises TransportError if the device cannot be used."""
         self._deliver = deliver

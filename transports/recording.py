@@ -1,5 +1,7 @@
 """An MP4 recording beside the live outputs."""
 
+import itertools
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +16,35 @@ from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 MAX_PICTURES = 64
 MAX_FRAMES = 4096
 CLOSE_SECONDS = 30.0
+#: Where a file in pieces begins, its index is there; one that is written at once has it at its end.
+_BEGINNING = 4096
+
+
+def next_take(path: str | Path) -> Path:
+    """Where a recording goes that is to replace none: `path`, or if that is there, the first of path-2, path-3, ..."""
+    path = Path(path)
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
+
+
+def cut_off(path: str | Path) -> list[Path]:
+    """The hidden files of takes of `path` that never became whole, and can be played. One that another process is
+    writing looks the same."""
+    target = Path(path).resolve()
+    names = re.compile(rf"\.{re.escape(target.stem[:64])}(-\d+)?-[0-9a-f]{{8}}\.part")
+    try:
+        found = sorted(each for each in target.parent.iterdir() if names.fullmatch(each.name))
+    except OSError:  # a folder that may be written to and not be looked into
+        return []
+    return [each for each in found if _playable(each)]
+
+
+def _playable(part: Path) -> bool:
+    try:
+        with open(part, "rb") as file:
+            return b"moov" in file.read(_BEGINNING)
+    except OSError:
+        return False
 
 
 class RecordingSink(LazySink):
@@ -47,6 +78,10 @@ class RecordingSink(LazySink):
         self._samples = 0
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     @property
     def frames(self) -> int:

@@ -30,7 +30,8 @@ CHECK_SECONDS = 1.0
 #: Of the moments at which a picture is to be sent, how many may pass unused before that is told.
 LATE_SHARE = 0.25
 WIDE = (1280, 720)
-_MEND = {
+#: How a system gets a virtual camera.
+MEND = {
     "linux": "load one: sudo modprobe v4l2loopback exclusive_caps=1 card_label=ifmdm (Debian's v4l2loopback-dkms)",
     "win32": "install OBS Studio 26 or newer, or Unity Capture",
     "darwin": "install OBS Studio 30 or newer and start its virtual camera once",
@@ -141,7 +142,7 @@ class VirtualCameraSink(LazySink):
             # pyvirtualcam's own search gives up at the first real camera that it may not open
             devices = virtual_devices()
             if not devices:
-                raise TransportError(f"there is no virtual camera; {_MEND['linux']}")
+                raise TransportError(f"there is no virtual camera; {MEND['linux']}")
             device = devices[0][0]
         width, height = self._size
         try:
@@ -151,7 +152,7 @@ class VirtualCameraSink(LazySink):
                 )
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
-            mend = _MEND.get(sys.platform, "see `ifmdm doctor`")
+            mend = MEND.get(sys.platform, "see `ifmdm doctor`")
             if "is not a video output device" in reason:
                 mend = "another program is showing something on it: end that, or take another device"
             raise TransportError(f"{device or 'camera'}: cannot be opened ({reason}); {mend}") from error

@@ -132,7 +132,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.run.mkdir(parents=True, exist_ok=True)
     shape = MotionShape()
     lessons = Lessons.open(args.teacher)
     train, held = (LessonSampler(lessons, split, shape.window) for split in ("train", "val"))
@@ -141,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     model = Student(shape)
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.02, betas=(0.9, 0.98))
     state = Run.open(args.run, model, optimiser)
+    args.run.mkdir(parents=True, exist_ok=True)
     step = state.step
 
     def save() -> None:

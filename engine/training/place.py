@@ -92,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     state = open_run(args.run, args.device, args.weights)
+    args.run.mkdir(parents=True, exist_ok=True)
     network = Places(state.model.portrait.place, state.model.portrait.sight, state.model.portrait.lips)
     for name in PARTS:
         getattr(network, name).requires_grad_(name in args.parts)

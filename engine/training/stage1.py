@@ -408,10 +408,10 @@ def run(args: argparse.Namespace) -> int:
         least = math.ceil(schedule.encoder_from * schedule.bootstrap)
         raise InputError(f"--from: before step {least} landmarks say what the latents are, not the encoder that the "
                          f"weights have; give --start {least} or later, and --steps beyond it")  # fmt: skip
-    args.run.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(args.cache)
     modes = load_modes(cache, args.cache)
     state = open_run(args.run, args.device, args.weights)
+    args.run.mkdir(parents=True, exist_ok=True)
     adversary = open_adversary(args.run, args.device) if args.adversary_from < args.steps else None
     state.step = max(state.step, args.start)
     model, optimiser, average, step = state.model, state.optimiser, state.average, state.step

@@ -457,7 +457,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.run.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(args.latents)
     clips, others = corpus.split("train"), corpus.split("val")
     normaliser = Normaliser.fit(corpus, clips)
@@ -482,6 +481,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is not None:
         start_from_weights(model.motion, args.run, args.weights, "motion")
     state = Run.open(args.run, model, optimiser)
+    args.run.mkdir(parents=True, exist_ok=True)
     step = state.step
     np.savez(args.run / "normaliser.npz", **vars(normaliser))
     config = {"arguments": vars(args), "shape": asdict(shape)}

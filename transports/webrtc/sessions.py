@@ -114,8 +114,10 @@ class Sessions:
     async def coming(self, configuration: RTCConfiguration) -> AsyncIterator[Session]:
         """Negotiate a new session in this block: after it the session is one of these, or over if that failed. Raises
         Refusal."""
-        if self._closed or len(self._open) + self._coming >= self._limit:
-            reason = "the head is about to end" if self._closed else f"all {self._limit} places are taken"
+        taken = len(self._open) + self._coming
+        if self._closed or taken >= self._limit:
+            full = f"{taken} of {self._limit} places {'is' if self._limit == 1 else 'are'} taken"
+            reason = "the head is about to end" if self._closed else full
             raise Refusal(503, f"{reason}; try again later", {"Retry-After": RETRY_AFTER})
         session = Session(RTCPeerConnection(configuration))
         self._coming += 1
