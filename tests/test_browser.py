@@ -167,6 +167,34 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
     assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
 
 
+SIZES = [(320, 568), (360, 640), (375, 667), (480, 320), (568, 320), (600, 400), (667, 375), (800, 600), (812, 375),
+         (899, 500), (900, 500), (1024, 768), (1280, 720), (768, 1024), (2560, 1440)]  # fmt: skip
+
+
+def test_every_control_is_within_the_window(chromium, head):
+    """Those out at an edge, as far as the page cannot be scrolled to."""
+    out = """() => [...document.querySelectorAll("main button, main input, main summary, video")].filter((each) => {
+        const { left, right, width } = each.getBoundingClientRect();
+        return width && (left < 0 || right > innerWidth);
+    }).map((each) => each.id || each.tagName)"""
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        page.wait_for_selector(".face.add")
+        page.click("summary")
+        for label in ("Speak", "Allow the microphone"):
+            page.evaluate("label => { document.getElementById('speak-label').textContent = label; }", label)
+            for width, height in SIZES:
+                page.set_viewport_size({"width": width, "height": height})
+                where = (label, width, height)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
+                assert page.evaluate(out) == [], where
+                assert page.evaluate("document.querySelector('video').getBoundingClientRect().width >= 200"), where
+                if label == "Speak":
+                    viewer.picture(f"size-{width}x{height}")
+
+
 def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path):
     """A request takes longer than a datagram: the server must not have forgotten what it is asked to end."""
 
