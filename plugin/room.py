@@ -25,6 +25,7 @@ from plugin import __version__
 from plugin.render import bundled_portraits
 from plugin.run import Show
 from plugin.settings import Real
+from transports.media import Replayable
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.options import ice_servers
 from transports.webrtc.whep import whep_routes
@@ -123,6 +124,7 @@ class Room:
             web.get("/health", self._health),
             web.get("/state", self._state),
             web.post("/interrupt", self._interrupt),
+            web.post("/play", self._play),
             web.post("/style", self._style),
             web.get("/portraits", self._portraits),
             web.get("/portraits/{name}", self._picture),
@@ -202,6 +204,7 @@ class Room:
                 "pose": list(show.style.pose),
                 "speaking": show.stream.unspoken > 0,
                 "guest": show.floor.speaker is not None,
+                "resting": isinstance(show.source, Replayable) and show.source.resting,
                 "frames_per_second": round(self.pulse.rate, 2),
                 "fps": show.form.fps,
                 "size": show.form.width,
@@ -224,6 +227,13 @@ class Room:
     async def _interrupt(self, _: web.Request) -> web.Response:
         self.show.interrupt()
         _log.info("interrupted", extra=self._labels)
+        return web.Response(status=204)
+
+    async def _play(self, _: web.Request) -> web.Response:
+        """The recording of the house once more, where it rests since an interrupt."""
+        if not isinstance(self.show.source, Replayable):
+            raise web.HTTPConflict(text="there is no recording to play: the voice comes from elsewhere")
+        self.show.source.play()
         return web.Response(status=204)
 
     async def _style(self, request: web.Request) -> web.Response:

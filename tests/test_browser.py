@@ -381,6 +381,25 @@ def test_keys_act_only_where_they_are_meant(chromium, head):
         assert answered.value.ok
         page.keyboard.press("f")
         page.wait_for_function("() => document.fullscreenElement?.id === 'frame'")
+        assert viewer.context.request.post(f"{head.address}/play").ok  # as it was
+
+
+def test_the_voice_rests_after_an_interrupt_until_it_is_asked_for(chromium, head):
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector("#state:text('Speaking')")
+        assert page.is_hidden("#again")
+        page.click("#hush")
+        page.wait_for_selector("#again:visible")
+        viewer.picture("resting")
+        for _ in range(5):  # longer than its pause
+            assert not head.get("/state")["speaking"]
+            page.wait_for_timeout(700)
+        page.click("#again")
+        page.wait_for_selector("#state:text('Speaking')")
+        page.wait_for_selector("#again", state="hidden")
+        assert not viewer.problems
 
 
 def test_a_screen_reader_hears_only_what_is_new(chromium, head):

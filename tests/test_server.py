@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import pytest
+from browsing import write_wav
 from hypothesis import given
 from hypothesis import strategies as st
 from live_fakes import LatentRenderer, LoudnessModel
@@ -876,18 +877,44 @@ def test_at_the_end_everybody_is_told_within_seconds():
     assert left == set()
 
 
-def test_an_interrupt_leaves_off_the_clip_of_the_house(assets):
+def test_an_interrupt_leaves_off_the_clip_of_the_house_until_it_is_asked_for(tmp_path):
+    sent = words(2) / 32768
+    write_wav(tmp_path / "voice.wav", sent, SAMPLE_RATE)
+
     async def listen():
-        async with serving(live__source="file", voice__file=str(assets / "voice.flac"), voice__pause="60") as served:
+        async with serving(live__source="file", voice__file="voice.wav", voice__pause="0") as served:
+            resting = []
+
+            async def post(path):
+                async with served.client.post(served.url + path) as answer:
+                    assert answer.status == 204
+                async with served.client.get(served.url + "/state") as answer:
+                    resting.append((await answer.json())["resting"])
+
             await until(lambda: len(served.screen.sound) > 1000)
-            async with served.client.post(served.url + "/interrupt") as answer:
-                assert answer.status == 204
+            await post("/interrupt")
             await asyncio.sleep(0.1)
             before = len(served.screen.sound)
-            await asyncio.sleep(0.6)
-            return len(served.screen.sound) - before
+            await asyncio.sleep(0.8)
+            more = len(served.screen.sound) - before
+            await post("/play")
+            await until(lambda: len(served.screen.sound) > before + 1000)
+            return more, resting, served.screen.sound[before:][:1000]
 
-    assert live(listen()) == 0
+    more, resting, again = live(listen())
+    assert (more, resting) == (0, [True, False])
+    assert again == pytest.approx(sent[:1000], abs=1e-3)  # from its beginning
+
+
+def test_there_is_nothing_to_play_where_the_voice_is_no_recording():
+    async def look():
+        async with serving() as served:
+            async with served.client.get(served.url + "/state") as answer:
+                assert (await answer.json())["resting"] is False
+            async with served.client.post(served.url + "/play") as answer:
+                return answer.status, await answer.text()
+
+    assert live(look()) == (409, "there is no recording to play: the voice comes from elsewhere")
 
 
 def test_connections_are_limited_and_idle_ones_cut_off(monkeypatch):

@@ -105,6 +105,18 @@ class Interruptible(Protocol):
         """Leave off what is being said. From any thread; returns at once."""
 
 
+@runtime_checkable
+class Replayable(Interruptible, Protocol):
+    """One that rests after an interrupt until it is asked for again."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether it does so now."""
+
+    def play(self) -> None:
+        """If it rests, begin again. From any thread; returns at once."""
+
+
 class Source(Protocol):
     """Somewhere voice comes from. live: it cannot wait, so the newest sound counts and old sound is dropped."""
 

@@ -371,6 +371,7 @@ async function attempt(work) {
 
 const interrupt = () => attempt(() => ask("/interrupt", { method: "POST" }));
 $("hush").onclick = interrupt;
+$("again").onclick = () => attempt(() => ask("/play", { method: "POST" }));
 
 addEventListener("keydown", (event) => {
   if (clean || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -559,6 +560,7 @@ function show() {
     : state.guest ? ["guest", "A guest is speaking"]
     : state.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
   root.dataset.state = kind;
+  $("again").hidden = !state?.resting;
   say("state", text);
   // that the head speaks is heard: a screen reader need not talk over it
   say("told", ["over", "away", "guest"].includes(kind) ? text : "");
