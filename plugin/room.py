@@ -204,6 +204,7 @@ class Room:
                 "pose": list(show.style.pose),
                 "speaking": show.stream.unspoken > 0,
                 "guest": show.floor.speaker is not None,
+                "speaker": self.speakers.etag(show.floor.speaker),
                 "resting": isinstance(show.source, Replayable) and show.source.resting,
                 "frames_per_second": round(self.pulse.rate, 2),
                 "fps": show.form.fps,

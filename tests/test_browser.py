@@ -327,6 +327,30 @@ def test_speaking_can_be_called_off_while_it_connects(chromium, head, path):
         assert not viewer.problems
 
 
+def test_the_second_who_speaks_is_told_that_nobody_hears_it_yet(chromium, head):
+    wait = "Somebody else is speaking; you are heard when they stop."
+    with Page(chromium) as first, Page(chromium) as second:
+        for each in (first, second):
+            each.context.grant_permissions(["microphone"], origin=head.address)
+            each.page.goto(head.address)
+            each.shows()
+            each.page.click("#speak")
+            head.wait_until(lambda told: told["guest"])
+            each.page.wait_for_selector("#speak-label:text('Stop')")
+        second.page.wait_for_selector(f"#note:text-is('{wait}')")
+        second.page.wait_for_selector("#state:text-is('Somebody else is speaking')")
+        second.picture("unheard")
+        first.page.wait_for_timeout(1500)
+        assert first.page.inner_text("#state") in ("You are speaking", "Listening to you")
+        assert first.page.inner_text("#note").startswith("The head says what you say.")
+        first.page.click("#speak")
+        second.page.wait_for_selector("#note:text('The head says what you say.')")
+        second.page.wait_for_selector("#state:text('You are speaking')")
+        second.page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 0 and not told["guest"])
+        assert not first.problems and not second.problems
+
+
 def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
     """That there is no place for it, and asks again; that its session has ended, and asks no more."""
     config = "[webrtc]\nviewers = 1\n[server]\nsessions = 1\n"

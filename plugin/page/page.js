@@ -86,13 +86,14 @@ async function offer(peer) {
 
 // A WHEP or WHIP session: an offer goes to `path`, an answer comes back, and a DELETE ends it.
 class Session {
-  constructor(peer) { this.peer = peer; this.location = null; this.over = false; }
+  constructor(peer) { this.peer = peer; this.location = this.etag = null; this.over = false; }
 
   async open(path) {
     const body = await offer(this.peer);
     if (this.over) return;
     const response = await ask(path, { method: "POST", headers: { "Content-Type": "application/sdp" }, body });
     this.location = new URL(response.headers.get("Location"), response.url);
+    this.etag = response.headers.get("ETag");
     if (this.over) return this.remove();
     await this.peer.setRemoteDescription({ type: "answer", sdp: await response.text() });
   }
@@ -264,6 +265,8 @@ if (clean) addEventListener("pointerdown", () => setSound(true), { once: true })
 
 // --- speaking
 
+const HEARD = "The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.";
+const UNHEARD = "Somebody else is speaking; you are heard when they stop.";
 let speaking = null;
 let insisted = false; // sound was turned on by hand while speaking
 
@@ -273,7 +276,7 @@ async function speak() {
     return note("Browsers give the microphone to secure pages only. Open this page as http://localhost on the " +
       "computer that runs it, or put it behind HTTPS.", true);
   }
-  const mine = (speaking = { session: null, stream: null, heard: -Infinity });
+  const mine = (speaking = { session: null, stream: null, heard: -Infinity, on: false, out: false });
   insisted = false;
   button("Allow the microphone", true);
   note("");
@@ -292,7 +295,8 @@ async function speak() {
     if (speaking !== mine) return release(mine);
     mine.session.lost().then(() => speaking === mine && stopSpeaking("The connection was lost. Press Speak to go on."));
     button("Stop", false, true);
-    note("The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.");
+    mine.on = true;
+    note(HEARD);
     play();
     level(mine);
   } catch (error) {
@@ -304,6 +308,17 @@ async function speak() {
     }[error.name];
     stopSpeaking(why ?? (error.status === 401 ? "" : `Speaking does not work now: ${error.message}.`));
   }
+}
+
+// Whether somebody else has the floor, so that one's own voice goes unheard.
+const outspoken = () => Boolean(speaking?.session?.etag && state?.guest && state.speaker !== speaking.session.etag);
+
+// Tells a speaker when that changes.
+function tellFloor() {
+  if (!speaking?.on) return;
+  const out = outspoken();
+  if (out !== speaking.out) note(out ? UNHEARD : HEARD);
+  speaking.out = out;
 }
 
 function release(mine) {
@@ -556,6 +571,7 @@ let state = null;
 function show() {
   const [kind, text] = over ? ["over", over]
     : !connected || !state ? ["away", connected ? "Reconnecting" : gone]
+    : outspoken() ? ["guest", "Somebody else is speaking"]
     : speaking ? ["you", performance.now() - speaking.heard < 1500 ? "You are speaking" : "Listening to you"]
     : state.guest ? ["guest", "A guest is speaking"]
     : state.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
@@ -588,6 +604,7 @@ async function follow() {
     if (!document.hidden) {
       try {
         state = await (await ask("/state")).json();
+        tellFloor();
         if (performance.now() - touched > 1500) ["intensity", ...ranges.slice(1)].forEach((id, index) =>
           showRange(id, index ? state.pose[index - 1] : state.intensity));
         if (!$("faces").children.length) await loadFaces();
