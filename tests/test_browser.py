@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
 from PIL import Image
@@ -424,6 +425,139 @@ def test_the_voice_rests_after_an_interrupt_until_it_is_asked_for(chromium, head
         page.wait_for_selector("#state:text('Speaking')")
         page.wait_for_selector("#again", state="hidden")
         assert not viewer.problems
+
+
+class Sent:
+    """What a page sends over its WebSockets, and is told: bytes of sound, and messages."""
+
+    def __init__(self, page) -> None:
+        self.sound, self.messages, self.open = b"", [], 0
+        page.on("websocket", self._keep)
+
+    def _keep(self, socket) -> None:
+        self.open += 1
+        socket.on("framesent", self._take)
+        socket.on("framereceived", self._take)
+        socket.on("close", lambda _: self._leave())
+
+    def _take(self, frame) -> None:
+        if isinstance(frame, bytes):
+            self.sound += frame
+        else:
+            self.messages.append(json.loads(frame))
+
+    def _leave(self) -> None:
+        self.open -= 1
+
+    def last(self, kind: str) -> dict:
+        return next(message for message in reversed(self.messages) if message["type"] == kind)
+
+
+def tone(path: Path, seconds: float) -> Path:
+    return write_wav(path, 0.3 * np.sin(np.arange(int(22_050 * seconds)) * 2 * np.pi * 200 / 22_050), 22_050)
+
+
+def test_a_file_is_spoken_as_it_is(chromium, head, tmp_path):
+    """Chosen, and dropped onto the picture; from its first sample to its last, at the rate that the head hears."""
+    with Page(chromium) as viewer:
+        page, sent = viewer.page, Sent(viewer.page)
+        page.goto(head.address)
+        viewer.shows()
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 6))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        assert head.get("/state")["guest"]
+        page.wait_for_function("() => document.getElementById('spoken').value > 0.3")
+        assert page.inner_text("#tell") == "Stop the file"
+        assert re.fullmatch(r"0:0\d of 0:06", page.inner_text("#spoken-time"))
+        viewer.picture("file")
+        page.wait_for_selector("#tell:text('Speak a file')")
+        assert sent.last("played")["seconds"] == pytest.approx(6, abs=0.05)
+        samples = np.frombuffer(sent.sound, "<i2")
+        assert len(samples) == pytest.approx(6 * 16_000, abs=160)
+        power = np.abs(np.fft.rfft(samples[16_000:32_000]))
+        assert power.argmax() == 200 and np.abs(samples).max() == pytest.approx(0.3 * 32767, rel=0.05)
+        head.wait_until(lambda told: not told["guest"])
+        assert page.is_hidden("#telling") and page.inner_text("#note") == ""
+
+        page.evaluate("""data => {
+            const put = new DataTransfer(), frame = document.getElementById("frame");
+            put.items.add(new File([Uint8Array.from(data)], "tone.wav", { type: "audio/wav" }));
+            for (const type of ["dragover", "drop"]) {
+                const event = new DragEvent(type, { dataTransfer: put, cancelable: true, bubbles: true });
+                if (frame.dispatchEvent(event)) throw Error("the browser would open it");
+            }
+        }""", list(tone(tmp_path / "short.wav", 1).read_bytes()))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        page.wait_for_selector("#tell:text('Speak a file')")
+        viewer.until(lambda: sent.open == 0)
+        assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
+        assert not viewer.problems
+
+
+@pytest.mark.parametrize("end", ["#hush", "#tell", "somebody else"])
+def test_a_file_can_be_stopped(chromium, head, tmp_path, end):
+    """It is sent little ahead, so that nothing of it comes after; an interrupt quiets what it spoke over, too."""
+    with Page(chromium) as viewer:
+        page, sent = viewer.page, Sent(viewer.page)
+        page.goto(head.address)
+        viewer.shows()
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 40))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        if end == "somebody else":
+            assert viewer.context.request.post(f"{head.address}/interrupt").ok
+        else:
+            page.click(end)
+        page.wait_for_selector("#tell:text('Speak a file')")
+        viewer.until(lambda: sent.open == 0)
+        head.wait_until(lambda told: not told["guest"] and told["resting"] == (end == "#hush"))
+        assert len(sent.sound) < 2 * 16_000 * 20
+        if end == "#hush":
+            page.wait_for_timeout(1000)
+            assert not head.get("/state")["speaking"]
+            page.click("#again")
+        head.wait_until(lambda told: told["speaking"])
+        assert page.inner_text("#note") == "" and not viewer.problems
+
+
+def test_a_file_that_cannot_be_spoken_is_told_in_a_line(chromium, head, tmp_path):
+    (tmp_path / "words.wav").write_text("no sound")
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    write_wav(tmp_path / "silence.wav", np.zeros(8000), 16_000)
+    nothing = "Nothing was heard: the file is silent, or somebody else was speaking."
+    with Page(chromium) as viewer, Page(chromium) as other:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        for name in ("words.wav", "empty.mp3"):
+            page.set_input_files("#recording", tmp_path / name)
+            line = f"{name} has no sound that the browser can read. Try a WAV, MP3 or M4A file."
+            page.wait_for_selector(f"#note:text-is('{line}')")
+            viewer.picture("no-sound")
+        page.set_input_files("#recording", tmp_path / "silence.wav")
+        page.wait_for_selector(f"#note:text-is('{nothing}')")
+        other.page.goto(head.address)
+        other.page.set_input_files("#recording", tone(tmp_path / "tone.wav", 40))
+        other.page.wait_for_selector("#state:text('Speaking your file')")
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
+        page.wait_for_selector("#note:text-is('Somebody else is speaking. Try again when they have stopped.')")
+        other.page.click("#speak")  # one voice at a time
+        other.page.wait_for_selector("#note:text('one voice at a time')")
+        other.page.click("#tell")
+        head.wait_until(lambda told: not told["guest"])
+        assert not viewer.problems and not other.problems
+
+
+def test_a_file_is_spoken_with_a_token(chromium, tmp_path):
+    with LiveHead(tmp_path / "head", "--source", "none", config=f'[server]\ntoken = "{TOKEN}"\n') as head:
+        with Page(chromium) as viewer:
+            sent = Sent(viewer.page)
+            viewer.page.goto(f"{head.address}/#token={TOKEN}")
+            viewer.shows()
+            viewer.page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
+            viewer.until(lambda: any(message["type"] == "played" for message in sent.messages))
+            assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
+            assert not viewer.problems
+        assert TOKEN not in head.said()
 
 
 def test_a_screen_reader_hears_only_what_is_new(chromium, head):

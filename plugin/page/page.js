@@ -198,6 +198,7 @@ function finish(why) {
   state = null;
   viewing?.end?.();
   if (speaking) stopSpeaking();
+  if (telling) stopFile();
   root.classList.remove("has-picture"); // browsers show black where a stream was
   mark(current);
   figures();
@@ -270,8 +271,11 @@ const UNHEARD = "Somebody else is speaking; you are heard when they stop.";
 let speaking = null;
 let insisted = false; // sound was turned on by hand while speaking
 
+const ONE_VOICE = "The head speaks with one voice at a time: stop the other first.";
+
 async function speak() {
   if (speaking) return stopSpeaking();
+  if (telling) return note(ONE_VOICE, true);
   if (!navigator.mediaDevices?.getUserMedia) {
     return note("Browsers give the microphone to secure pages only. Open this page as http://localhost on the " +
       "computer that runs it, or put it behind HTTPS.", true);
@@ -374,6 +378,128 @@ function level(mine) {
 
 $("speak").onclick = speak;
 
+// --- speaking a file: decoded here, and sent over the WebSocket (transports/websocket.py)
+
+const RATE = 16_000; // Hz, as the head hears
+const AHEAD = 4; // seconds: no more is under way when it is interrupted
+const LARGEST = 50e6; // bytes: an hour, decoded, is what a page can hold
+let telling = null;
+
+async function speakFile(file) {
+  if (speaking || telling) return note(ONE_VOICE, true);
+  const mine = (telling = { socket: null, seconds: 0, started: null });
+  note("");
+  $("tell").textContent = "Stop the file";
+  progress(mine);
+  const why = await spoken(mine, file);
+  if (telling === mine) endFile(why);
+}
+
+function endFile(why = "") {
+  telling = null;
+  $("tell").textContent = "Speak a file";
+  $("telling").hidden = true;
+  note(why, Boolean(why));
+  show();
+}
+
+// Resolves when the server knows, too.
+async function stopFile() {
+  const { socket } = telling;
+  endFile();
+  if (!socket) return;
+  const closed = new Promise((done) => socket.addEventListener("close", done));
+  if (socket.readyState === WebSocket.OPEN) socket.send('{"type": "interrupt"}');
+  socket.close(1000);
+  await Promise.race([closed, sleep(1)]);
+}
+
+// Resolves when all of it is spoken, or nothing more will be: what there is to say about that.
+async function spoken(mine, file) {
+  if (file.size > LARGEST) return `${file.name} is larger than ${LARGEST / 1e6} MB. Cut it, or save it as MP3 or M4A.`;
+  const samples = await decode(file).catch(() => null);
+  if (!samples) return `${file.name} has no sound that the browser can read. Try a WAV, MP3 or M4A file.`;
+  try {
+    state = await (await ask("/state")).json();
+  } catch (error) {
+    return error.status === 401 ? "" : error.status ? `${capital(error.message)}.` : "The head cannot be reached now.";
+  }
+  if (telling !== mine) return "";
+  if (state.guest) return "Somebody else is speaking. Try again when they have stopped.";
+  mine.seconds = samples.length / RATE;
+  const address = new URL(`${base}speak?rate=${RATE}${token && `&token=${encodeURIComponent(token)}`}`, location.href);
+  address.protocol = address.protocol.replace("http", "ws");
+  const socket = (mine.socket = new WebSocket(address));
+  return new Promise((done) => {
+    socket.onclose = ({ reason }) => done(reason ? `${capital(reason)}.` : "The head takes no file now. Try again in a moment.");
+    socket.onmessage = ({ data }) => {
+      const { type, seconds } = JSON.parse(data);
+      if (type === "ready") send(socket, samples);
+      if (type === "started") mine.started = performance.now();
+      if (type !== "played" && type !== "interrupted") return;
+      done(type === "interrupted" || seconds ? "" : "Nothing was heard: the file is silent, or somebody else was speaking.");
+      if (type === "interrupted") socket.send('{"type": "interrupt"}'); // of what was under way meanwhile
+      socket.close(1000);
+    };
+  });
+}
+
+// (n,) 16-bit samples of RATE.
+async function decode(file) {
+  const decoded = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+  const mixer = new OfflineAudioContext(1, decoded.length, RATE);
+  const source = mixer.createBufferSource();
+  source.buffer = decoded;
+  source.connect(mixer.destination);
+  source.start();
+  const mixed = (await mixer.startRendering()).getChannelData(0);
+  return Int16Array.from(mixed, (sample) => 32767 * Math.max(-1, Math.min(1, sample)));
+}
+
+async function send(socket, samples) {
+  const began = performance.now(), step = RATE / 2;
+  for (let at = 0; at < samples.length; at += step) {
+    const early = () => at / RATE > (performance.now() - began) / 1000 + AHEAD || socket.bufferedAmount > 4 * RATE;
+    while (socket.readyState === WebSocket.OPEN && early()) await sleep(0.1);
+    if (socket.readyState !== WebSocket.OPEN) return;
+    socket.send(samples.subarray(at, at + step));
+  }
+  socket.send('{"type": "end"}');
+}
+
+function progress(mine) {
+  if (telling !== mine) return;
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  const out = mine.started === null ? 0 : Math.min(mine.seconds, (performance.now() - mine.started) / 1000);
+  $("telling").hidden = false;
+  if (mine.started === null) $("spoken").removeAttribute("value"); // it is prepared
+  else $("spoken").value = out / mine.seconds;
+  $("spoken-time").textContent = mine.seconds ? `${clock(out)} of ${clock(mine.seconds)}` : "";
+  requestAnimationFrame(() => progress(mine));
+}
+
+$("tell").onclick = () => (telling ? stopFile() : $("recording").click());
+$("recording").onchange = () => {
+  const [file] = $("recording").files;
+  $("recording").value = "";
+  if (file) speakFile(file);
+};
+
+if (!clean) {
+  const drops = (on) => (event) => {
+    if (over || !event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    root.classList.toggle("dropping", on);
+  };
+  $("frame").ondragover = drops(true);
+  $("frame").ondragleave = drops(false);
+  $("frame").ondrop = (event) => {
+    drops(false)(event);
+    const [file] = event.dataTransfer.files;
+    if (file && !over) speakFile(file);
+  };
+}
+
 // --- the controls
 
 async function attempt(work) {
@@ -384,7 +510,10 @@ async function attempt(work) {
   }
 }
 
-const interrupt = () => attempt(() => ask("/interrupt", { method: "POST" }));
+const interrupt = () => attempt(async () => {
+  if (telling) await stopFile(); // else what it speaks over would go on
+  await ask("/interrupt", { method: "POST" });
+});
 $("hush").onclick = interrupt;
 $("again").onclick = () => attempt(() => ask("/play", { method: "POST" }));
 
@@ -572,6 +701,7 @@ function show() {
   const [kind, text] = over ? ["over", over]
     : !connected || !state ? ["away", connected ? "Reconnecting" : gone]
     : outspoken() ? ["guest", "Somebody else is speaking"]
+    : telling?.started ? ["you", "Speaking your file"]
     : speaking ? ["you", performance.now() - speaking.heard < 1500 ? "You are speaking" : "Listening to you"]
     : state.guest ? ["guest", "A guest is speaking"]
     : state.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
