@@ -593,7 +593,7 @@ def test_a_screen_reader_hears_only_what_is_new(chromium, head):
         assert page.evaluate("read") == ["A guest is speaking"]
 
 
-def test_one_portrait_is_asked_for_at_a_time(chromium, head):
+def test_one_portrait_is_asked_for_at_a_time_and_the_last_wish_counts(chromium, head):
     """With the keyboard too; and the group of portraits holds nothing else."""
     with Page(chromium) as viewer:
         page = viewer.page
@@ -603,16 +603,28 @@ def test_one_portrait_is_asked_for_at_a_time(chromium, head):
         assert group.get_by_role("radio").count() == group.locator("> *").count()
         assert page.get_by_role("button", name="Use your own picture").is_visible()
         before = head.get("/state")["portrait"]
-        one, other = [name for name in ("bo", "chidi", "dalia") if name != before][:2]
+        one, other, last = [name for name in ("bo", "chidi", "dalia", "ada") if name != before][:3]
+        asked = viewer.asked("/portrait")
         with viewer.holding(f"{head.address}/portrait") as held:
-            for name in (one, other):
+            for name in (one, other, last):
                 page.focus(f'[data-name="{name}"]')
                 page.keyboard.press("Enter")
             viewer.until(lambda: held)
             page.wait_for_timeout(300)
             assert len(held) == 1
-        page.wait_for_selector(f'[data-name="{one}"][aria-checked=true]')
-        assert head.get("/state")["portrait"] == one
+            busy = page.locator("#faces [aria-busy=true]").all()
+            assert {each.get_attribute("data-name") for each in busy} == {one, last}
+        page.wait_for_selector(f'[data-name="{last}"][aria-checked=true][aria-busy=false]')
+        assert [json.loads(each.post_data)["name"] for each in asked if each.method == "POST"] == [one, last]
+        assert head.get("/state")["portrait"] == last
+        # what is wished for and then not
+        with viewer.holding(f"{head.address}/portrait") as held:
+            for name in (one, other, one):
+                page.click(f'[data-name="{name}"]')
+            viewer.until(lambda: held)
+        page.wait_for_selector(f'[data-name="{one}"][aria-checked=true][aria-busy=false]')
+        page.wait_for_timeout(300)
+        assert len(asked) == 3 and head.get("/state")["portrait"] == one
         assert not viewer.problems
 
 

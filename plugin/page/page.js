@@ -588,8 +588,7 @@ function tile(name, url, use) {
   image.alt = name === "uploaded" ? "Your picture" : capital(name);
   button.title = image.alt;
   button.append(image);
-  // the server prepares one at a time
-  button.onclick = () => changes() || name === current || attempt(() => changing(name, use));
+  button.onclick = () => choose(name, use);
   button.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
@@ -609,18 +608,32 @@ function mark(name) {
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
 
-const changes = () => $("faces").hasAttribute("aria-busy");
+let preparing = null; // the name of the one that the server prepares
+let wish = null; // what was asked for last meanwhile: {name, use}
+const changes = () => preparing !== null;
 
-async function changing(name, work) {
-  const tile = $("faces").querySelector(`[data-name="${CSS.escape(name)}"]`);
-  $("faces").setAttribute("aria-busy", "true");
-  tile?.setAttribute("aria-busy", "true");
-  try {
-    await work();
-    mark(name);
-  } finally {
-    $("faces").removeAttribute("aria-busy");
-    tile?.removeAttribute("aria-busy");
+// The server prepares one at a time: of those that are asked for meanwhile the last one follows.
+async function choose(name, use) {
+  if (changes()) {
+    wish = { name, use };
+    return showBusy();
+  }
+  if (name === current) return;
+  for (let next = { name, use }; next; next = wish?.name === current ? null : wish) {
+    wish = null;
+    preparing = next.name;
+    showBusy();
+    await attempt(async () => { await next.use(); mark(next.name); });
+    preparing = null;
+  }
+  wish = null;
+  showBusy();
+}
+
+function showBusy() {
+  $("faces").setAttribute("aria-busy", String(changes()));
+  for (const each of $("faces").children) {
+    each.setAttribute("aria-busy", String([preparing, wish?.name].includes(each.dataset.name)));
   }
 }
 
