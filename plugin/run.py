@@ -150,9 +150,16 @@ class Show:
         leaves (Ear.leave). Deliver to it in the event loop."""
         return Ear(self.stream, live, self.floor, guest=True, enter=self._hush)
 
-    async def change_portrait(self, picture: Path | bytes, name: str = "") -> None:
-        """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
-        self.stream.change_portrait(await asyncio.to_thread(self.prepare, picture))
+    async def change_portrait(self, picture: Path | bytes, name: str = "") -> Any:
+        """Show another face, prepared beside the running one, and give it back. Raises PortraitError, the old face
+        staying."""
+        face = await asyncio.to_thread(self.prepare, picture)
+        self.show_face(face, name)
+        return face
+
+    def show_face(self, face: Any, name: str) -> None:
+        """Show a face that is prepared."""
+        self.stream.change_portrait(face)
         self.portrait = name
 
     def restyle(self, **changes: Any) -> None:

@@ -306,6 +306,35 @@ def test_the_picture_that_is_sent_is_the_one_that_was_agreed_to(chromium, head, 
         assert not page.evaluate(load, shown)
 
 
+def test_ones_own_picture_can_be_chosen_again(chromium, tmp_path, assets):
+    """After others and after the page was opened anew; what `run` was begun with, too."""
+    (tmp_path / "mine.jpg").write_bytes((assets / "portraits" / "dalia.jpg").read_bytes())
+    flags = ("--source", "none", "--portrait", str(tmp_path / "mine.jpg"), "--consent")
+    with LiveHead(tmp_path / "head", *flags) as head, Page(chromium) as viewer, Page(chromium) as other:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector('[data-name="own"][aria-checked=true]')
+        other.page.goto(head.address)
+        other.page.wait_for_selector('[data-name="own"][aria-checked=true]')
+        page.set_input_files("#file", assets / "portraits" / "chidi.jpg")
+        page.check("#consent")
+        page.click("#upload-use")
+        page.wait_for_selector('[data-name="uploaded"][aria-checked=true]')
+        page.wait_for_selector("#upload", state="hidden")
+        other.page.wait_for_selector('[data-name="uploaded"][aria-checked=true]')  # it is told to others, too
+        page.click('[data-name="bo"]')
+        head.wait_until(lambda told: told["portrait"] == "bo")
+        page.reload()
+        for name in ("uploaded", "own"):
+            page.click(f'[data-name="{name}"]')
+            page.wait_for_selector(f'[data-name="{name}"][aria-checked=true]')
+            assert head.get("/state")["portrait"] == name
+        page.wait_for_function("() => [...document.querySelectorAll('.face img')].every((each) => each.naturalWidth)")
+        page.wait_for_timeout(500)
+        viewer.picture("own")
+        assert not viewer.problems and not other.problems
+
+
 @pytest.mark.parametrize("path", ["/state", "/whip"])
 def test_speaking_can_be_called_off_while_it_connects(chromium, head, path):
     with Page(chromium) as viewer:

@@ -486,6 +486,60 @@ def test_portraits_are_listed_with_small_pictures():
     assert all(1_000 < size < 30_000 for size in sizes)
 
 
+def test_a_face_that_somebody_brought_can_be_chosen_again():
+    """By its name and without its picture, which is a small one by then; as often as others were chosen."""
+    Path("mine.jpg").write_bytes(FACE)
+    other = bundled_portraits()["chidi"].read_bytes()
+
+    async def look():
+        async with serving(head__portrait="mine.jpg", head__consent="true", server__sessions="2") as served:
+            shown, prepared = [], []
+            stream, prepare = served.show.stream, served.show.prepare
+            stream.change_portrait = shown.append
+            served.show.prepare = lambda picture: prepared.append(prepare(picture)) or prepared[-1]
+
+            async def post(path, **more):
+                async with served.client.post(served.url + path, **more) as answer:
+                    return answer.status, await answer.text(), answer.headers.get("Location")
+
+            async def listed(base=""):
+                async with served.client.get(f"{served.url}{base}/portraits") as answer:
+                    told = await answer.json()
+                own = [each for each in told["portraits"] if each["own"]]
+                for each in own:
+                    async with served.client.get(served.url + base + each["picture"]) as answer:
+                        assert (answer.status, answer.content_type) == (200, "image/jpeg")
+                        assert answer.headers["Cache-Control"] == "no-store"  # another may come under its name
+                        each["picture"] = await answer.read()
+                        assert len(each["picture"]) < 30_000
+                return told["portrait"], {each["name"]: each["picture"] for each in own}
+
+            upload = {"data": other, "headers": {"Content-Type": "image/jpeg"}}
+            first = await listed()
+            assert first[0] == "own" and list(first[1]) == ["own"]
+            assert (await post("/portrait", json={"name": "uploaded"}))[0] == 404
+            assert (await post("/portrait?consent=true", **upload))[0] == 200
+            for name in ("bo", "uploaded", "own"):
+                assert (await post("/portrait", json={"name": name}))[:2] == (200, json.dumps({"portrait": name}))
+                assert (await listed())[0] == name
+            assert shown == [prepared[0], prepared[1], prepared[0], served.show.face]
+            second = (await listed())[1]
+            assert list(second) == ["own", "uploaded"] and len(set(second.values())) == 2
+            assert second["own"] == first[1]["own"]
+            status, text, _ = await post("/portrait", json={"name": "else"})
+            assert (status, text) == (404, "no such portrait; there are ada, bo, chidi, dalia, own, uploaded")
+
+            # a session has those of its own
+            for given, name in (({"json": {}}, "own"), (upload, "uploaded")):
+                where = "/sessions?consent=true" if name == "uploaded" else "/sessions"
+                _, _, base = await post(where, **given)
+                assert await listed(base) == (name, {name: second[name]})
+                assert (await post(f"{base}/portrait", json={"name": "bo"}))[0] == 200
+                assert (await post(f"{base}/portrait", json={"name": name}))[0] == 200
+
+    live(look())
+
+
 # --- what is told
 
 

@@ -562,7 +562,6 @@ $("straight").onclick = () => { for (const id of ranges.slice(1)) showRange(id, 
 
 // portraits
 let current = "";
-let own = null; // an object URL of an uploaded picture
 
 async function loadFaces() {
   const { portrait, portraits } = await (await ask("/portraits")).json();
@@ -570,6 +569,7 @@ async function loadFaces() {
     const url = URL.createObjectURL(await (await ask(picture)).blob());
     return tile(name, url, () => post("/portrait", { name }));
   }));
+  for (const { src } of $("faces").querySelectorAll("img")) URL.revokeObjectURL(src);
   $("faces").replaceChildren(...tiles);
   $("add").hidden = false;
   mark(portrait);
@@ -585,7 +585,7 @@ function tile(name, url, use) {
   button.setAttribute("role", "radio");
   const image = document.createElement("img");
   image.src = url;
-  image.alt = name === "uploaded" ? "Your picture" : capital(name);
+  image.alt = { uploaded: "Your picture", own: "The picture of the start" }[name] ?? capital(name);
   button.title = image.alt;
   button.append(image);
   button.onclick = () => choose(name, use);
@@ -599,11 +599,13 @@ function tile(name, url, use) {
   return button;
 }
 
+const chosenFace = () => $("faces").querySelector('[aria-checked="true"]');
+
 function mark(name) {
   current = name;
   const all = [...$("faces").querySelectorAll('[role="radio"]')];
   for (const each of all) each.setAttribute("aria-checked", String(each.dataset.name === name));
-  const chosen = all.find((each) => each.dataset.name === name);
+  const chosen = chosenFace();
   for (const each of all) each.tabIndex = each === (chosen ?? all[0]) ? 0 : -1;
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
@@ -683,28 +685,19 @@ function forget() {
 $("upload").querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
   const body = chosen; // the dialog may be about another one when the answer comes
-  const use = () => ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
   try {
-    await use();
+    await ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   } catch (error) {
     const why = `${error.message.replace(/^uploaded picture: /, "")}.`;
     if (chosen !== body) return note(capital(why), true);
     $("upload-error").textContent = why;
     return ready();
   }
-  showOwn(body, use);
+  await loadFaces().catch(() => {}); // it is shown, whatever else fails
   if (chosen === body) $("upload").close();
 };
-
-function showOwn(picture, use) {
-  if (own) URL.revokeObjectURL(own);
-  own = URL.createObjectURL(picture);
-  $("faces").querySelector('[data-name="uploaded"]')?.remove();
-  $("faces").append(tile("uploaded", own, use));
-  mark("uploaded");
-}
 
 // --- what is going on
 
@@ -751,7 +744,10 @@ async function follow() {
         if (performance.now() - touched > 1500) ["intensity", ...ranges.slice(1)].forEach((id, index) =>
           showRange(id, index ? state.pose[index - 1] : state.intensity));
         if (!$("faces").children.length) await loadFaces();
-        else if (state.portrait !== current && !changes()) mark(state.portrait);
+        else if (state.portrait !== current && !changes()) {
+          mark(state.portrait);
+          if (!chosenFace()) await loadFaces(); // somebody brought it
+        }
         failures = 0;
       } catch (error) {
         if (isOver(error)) return finish(error.message);
