@@ -360,7 +360,10 @@ async def read_json(request: web.Request, kind: type[BaseModel]) -> Any:
 async def read_picture(request: web.Request) -> bytes:
     """The body, as a picture that may be used. Raises the refusal, in one line."""
     if request.content_type not in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
-        raise web.HTTPUnsupportedMediaType(text="send a JPEG, PNG or WebP picture, or the name of a bundled portrait")
+        raise web.HTTPUnsupportedMediaType(
+            text="send a JPEG, PNG or WebP picture with its Content-Type (image/jpeg, image/png or image/webp), "
+            "or the name of a portrait as application/json"
+        )
     if request.query.get("consent") != "true":
         raise web.HTTPForbidden(text="a face needs consent: if it is yours or its owner agreed, say ?consent=true")
     too_large = web.HTTPRequestEntityTooLarge(

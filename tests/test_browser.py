@@ -306,6 +306,31 @@ def test_the_picture_that_is_sent_is_the_one_that_was_agreed_to(chromium, head, 
         assert not page.evaluate(load, shown)
 
 
+def test_what_is_no_picture_of_a_face_is_told_in_a_line(chromium, head, tmp_path):
+    """By the browser for what it cannot read, and shows nothing of it; by the server for the rest."""
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
+    (tmp_path / "drawn.svg").write_text(svg)
+    (tmp_path / "words.jpg").write_text("no picture")
+    Image.new("RGB", (600, 600), "grey").save(tmp_path / "grey.png")
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector(".face.add")
+        for name in ("drawn.svg", "words.jpg"):
+            page.set_input_files("#file", tmp_path / name)
+            line = "This file cannot be used. Choose a JPEG, PNG or WebP picture."
+            page.wait_for_selector(f"#upload-error:text-is('{line}')")
+            viewer.picture("no-picture")
+            assert page.is_hidden("#preview") and page.is_disabled("#upload-use")
+            page.click("#upload-cancel")
+        page.set_input_files("#file", tmp_path / "grey.png")
+        page.check("#consent")
+        page.click("#upload-use")
+        page.wait_for_selector("#upload-error:text-matches('^[A-Z].*[.]$')")
+        assert page.is_visible("#preview")
+        viewer.picture("no-face")
+
+
 def test_ones_own_picture_can_be_chosen_again(chromium, tmp_path, assets):
     """After others and after the page was opened anew; what `run` was begun with, too."""
     (tmp_path / "mine.jpg").write_bytes((assets / "portraits" / "dalia.jpg").read_bytes())
@@ -402,6 +427,8 @@ def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
         viewer.page.wait_for_timeout(1000)
         viewer.picture("ended")
         asked = [viewer.asked("/"), late.asked("/")]
+        assert viewer.page.locator(".side button:enabled, .side input:enabled").count() == 0
+        viewer.page.keyboard.press("Escape")
         viewer.page.wait_for_timeout(2000)
         assert asked == [[], []]
 

@@ -335,6 +335,7 @@ JSON = "application/json"
         ("/portrait?consent=true", "image/png", b"plain words", 422, "not a picture"),
         ("/portrait?consent=true", "image/jpeg", b"", 400, "the picture is empty"),
         ("/portrait?consent=true", "image/gif", b"GIF89a", 415, "send a JPEG, PNG or WebP"),
+        ("/portrait?consent=true", "application/x-www-form-urlencoded", FACE, 415, "with its Content-Type (image/jpeg"),
         ("/portrait?consent=true", "multipart/form-data; boundary=x", b"--x--", 415, "send a JPEG"),
         ("/portrait?consent=true", "image/jpeg", bytes(11 << 20), 413, "larger than 10 MiB"),
     ],
@@ -855,6 +856,15 @@ def test_a_sender_that_breaks_the_rules_is_told_which(query, message, code, reas
     kind, data, extra = live(talk())
     assert (kind, data) == (aiohttp.WSMsgType.CLOSE, code)
     assert reason in extra
+
+
+@pytest.mark.parametrize("headers", [{}, {"Upgrade": "websocket"}, {"Upgrade": "websocket", "Connection": "upgrade"}])
+def test_what_is_no_websocket_is_told_so_in_one_line(headers):
+    async def ask():
+        async with serving() as served, served.client.get(served.url + "/speak", headers=headers) as answer:
+            return answer.status, await answer.text(), answer.headers.get("Upgrade")
+
+    assert live(ask()) == (426, "this is for a WebSocket: connect to it as ws://HOST/speak", "websocket")
 
 
 def test_more_speakers_than_allowed_are_asked_to_wait_and_the_second_goes_unheard():

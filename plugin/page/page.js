@@ -199,6 +199,8 @@ function finish(why) {
   viewing?.end?.();
   if (speaking) stopSpeaking();
   if (telling) stopFile();
+  $("upload").close();
+  for (const each of document.querySelectorAll(".side button, .side input")) each.disabled = true;
   root.classList.remove("has-picture"); // browsers show black where a stream was
   mark(current);
   figures();
@@ -518,7 +520,7 @@ $("hush").onclick = interrupt;
 $("again").onclick = () => attempt(() => ask("/play", { method: "POST" }));
 
 addEventListener("keydown", (event) => {
-  if (clean || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (clean || over || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   // inputs have an Escape of their own: it lets go of a slider in Firefox, and of the field in a screen reader
   if (event.key === "Escape" && !document.fullscreenElement && !event.target.closest("input")) interrupt();
   // letters are what people dictate and what screen readers take: ours only where the picture has the focus
@@ -650,12 +652,14 @@ $("file").onchange = async () => {
   $("consent").checked = false;
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
+  $("preview").hidden = true; // until it is known to be a picture
   $("preview").src = URL.createObjectURL(file);
   $("upload").showModal();
   const picture = await fit(file).catch(() => null);
   if (shown !== file) return; // the consent is to another picture by now, or to none
   chosen = picture;
-  if (!chosen) $("upload-error").textContent = "This file is no picture that the browser can read.";
+  $("preview").hidden = !chosen;
+  if (!chosen) $("upload-error").textContent = "This file cannot be used. Choose a JPEG, PNG or WebP picture.";
   ready();
 };
 
@@ -690,8 +694,8 @@ $("upload").querySelector("form").onsubmit = async (event) => {
   try {
     await ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   } catch (error) {
-    const why = `${error.message.replace(/^uploaded picture: /, "")}.`;
-    if (chosen !== body) return note(capital(why), true);
+    const why = `${capital(error.message.replace(/^uploaded picture: /, ""))}.`;
+    if (chosen !== body) return note(why, true);
     $("upload-error").textContent = why;
     return ready();
   }
