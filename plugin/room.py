@@ -10,7 +10,7 @@ import io
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,12 @@ from aiohttp import hdrs, web
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.portrait import PortraitError
+from engine.portrait import PortraitError, load_portrait
 from plugin import __version__
 from plugin.render import bundled_portraits
 from plugin.run import Show
 from plugin.settings import Real
+from transports.media import Replayable
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.options import ice_servers
 from transports.webrtc.whep import whep_routes
@@ -65,7 +66,7 @@ class StyleChange(BaseModel):
 
 
 class PortraitChoice(BaseModel):
-    """The body of POST /portrait for a bundled one."""
+    """The body of POST /portrait for one that is there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,22 +95,45 @@ class Pulse:
         return bool(self.beats) and self.beats[-1][0] - self.beats[0][0] >= PULSE_SECONDS and self.rate == 0
 
 
-@lru_cache(maxsize=16)
-def _thumbnail(path: Path) -> bytes:
-    """A small JPEG of a bundled portrait."""
+def _jpeg(image: Image.Image) -> bytes:
     small = io.BytesIO()
+    image.save(small, "JPEG", quality=85)
+    return small.getvalue()
+
+
+@lru_cache(maxsize=16)
+def _bundled_thumbnail(path: Path) -> bytes:
+    """A small JPEG of a bundled portrait."""
     with Image.open(path) as image:
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(small, "JPEG", quality=85)
-    return small.getvalue()
+        return _jpeg(image)
+
+
+def thumbnail(picture: Path | bytes) -> bytes:
+    """A small JPEG of the face in somebody's picture. Raises PortraitError."""
+    return _jpeg(Image.fromarray(load_portrait(picture, _THUMBNAIL).pixels))
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A face that somebody brought. face: as Show.prepare makes it; picture: a small JPEG."""
+
+    face: Any
+    picture: bytes
 
 
 class Room:
     """A head and all who watch it and speak to it. In the event loop."""
 
-    def __init__(self, show: Show, broadcast: Broadcast, labels: Mapping[str, str] | None = None) -> None:
-        """broadcast: one of the show's sinks. labels: what its log lines say of it."""
+    def __init__(
+        self, show: Show, broadcast: Broadcast, labels: Mapping[str, str] | None = None, picture: bytes = b""
+    ) -> None:  # fmt: skip
+        """broadcast: one of the show's sinks. labels: what its log lines say of it. picture: a small JPEG of its first
+        face, for where that is not bundled."""
         self.show, self.broadcast, self._labels = show, broadcast, dict(labels or {})
+        self.picture = picture
+        brought = picture and show.portrait not in bundled_portraits()
+        self._own = {show.portrait: Own(show.face, picture)} if brought else {}
         self.options = broadcast.options
         self.sockets = SpeechSockets(lambda: show.invite(live=False), show.interrupt, SOCKETS)
         self.speakers = Speakers(self.options, show.invite)
@@ -123,6 +147,7 @@ class Room:
             web.get("/health", self._health),
             web.get("/state", self._state),
             web.post("/interrupt", self._interrupt),
+            web.post("/play", self._play),
             web.post("/style", self._style),
             web.get("/portraits", self._portraits),
             web.get("/portraits/{name}", self._picture),
@@ -202,6 +227,8 @@ class Room:
                 "pose": list(show.style.pose),
                 "speaking": show.stream.unspoken > 0,
                 "guest": show.floor.speaker is not None,
+                "speaker": self.speakers.etag(show.floor.speaker),
+                "resting": isinstance(show.source, Replayable) and show.source.resting,
                 "frames_per_second": round(self.pulse.rate, 2),
                 "fps": show.form.fps,
                 "size": show.form.width,
@@ -226,6 +253,13 @@ class Room:
         _log.info("interrupted", extra=self._labels)
         return web.Response(status=204)
 
+    async def _play(self, _: web.Request) -> web.Response:
+        """The recording of the house once more, where it rests since an interrupt."""
+        if not isinstance(self.show.source, Replayable):
+            raise web.HTTPConflict(text="there is no recording to play: the voice comes from elsewhere")
+        self.show.source.play()
+        return web.Response(status=204)
+
     async def _style(self, request: web.Request) -> web.Response:
         change = await read_json(request, StyleChange)
         self.show.restyle(**change.model_dump(exclude_none=True))
@@ -233,35 +267,49 @@ class Room:
         return web.json_response({"intensity": style.intensity, "pose": list(style.pose)})
 
     async def _portraits(self, _: web.Request) -> web.Response:
-        told = [{"name": name, "picture": f"/portraits/{name}"} for name in bundled_portraits()]
+        names = [*((name, False) for name in bundled_portraits()), *((name, True) for name in self._own)]
+        told = [{"name": name, "picture": f"/portraits/{name}", "own": own} for name, own in names]
         return web.json_response({"portrait": self.show.portrait, "portraits": told})
 
     async def _picture(self, request: web.Request) -> web.Response:
         # looked up by name, never as a path
-        path = bundled_portraits().get(request.match_info["name"])
+        name = request.match_info["name"]
+        if (own := self._own.get(name)) is not None:  # another one may come under this name
+            return web.Response(body=own.picture, content_type="image/jpeg")
+        path = bundled_portraits().get(name)
         if path is None:
             raise web.HTTPNotFound(text="no such portrait")
-        body = await asyncio.to_thread(_thumbnail, path)
+        body = await asyncio.to_thread(_bundled_thumbnail, path)
         return web.Response(body=body, content_type="image/jpeg", headers={hdrs.CACHE_CONTROL: "private, max-age=3600"})
 
     async def _portrait(self, request: web.Request) -> web.Response:
-        """A bundled portrait by name, as JSON, or a picture as the body, whose use somebody agreed to."""
+        """A portrait by name, as JSON, or a picture as the body, whose use somebody agreed to."""
         # before it keeps out others: a body may take long to arrive
         if request.content_type == "application/json":
             name = (await read_json(request, PortraitChoice)).name
-            picture: Path | bytes = bundled(name)
+            picture: Path | bytes | None = None if name in self._own else bundled(name, self._own)
         elif self._uploads.locked():  # each holds what has come of it
             raise web.HTTPServiceUnavailable(text="other pictures are on their way; try again", headers=_RETRY)
         else:
             async with self._uploads:
                 name, picture = "uploaded", await read_picture(request)
         with self._alone():
-            try:
-                await self.show.change_portrait(picture, name)
-            except PortraitError as error:
-                raise web.HTTPUnprocessableEntity(text=str(error)) from None
+            if picture is None:
+                await self.show.show_face(self._own[name].face, name)
+            else:
+                await self._prepare(picture, name)
         _log.info("another portrait", extra={"portrait": name, **self._labels})
         return web.json_response({"portrait": name})
+
+    async def _prepare(self, picture: Path | bytes, name: str) -> None:
+        """Show another face; one that somebody brought can be chosen by its name from then on. Raises the refusal."""
+        try:
+            small = await asyncio.to_thread(thumbnail, picture) if isinstance(picture, bytes) else b""
+            face = await self.show.change_portrait(picture, name)
+            if small:  # listed from the moment on at which it is shown
+                self._own[name] = Own(face, small)
+        except PortraitError as error:
+            raise web.HTTPUnprocessableEntity(text=str(error)) from None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -275,11 +323,12 @@ class Room:
             self._changing = False
 
 
-def bundled(name: str) -> Path:
-    """A bundled portrait, looked up by name, never as a path. Raises the refusal, in one line."""
+def bundled(name: str, others: Iterable[str] = ()) -> Path:
+    """A bundled portrait, looked up by name, never as a path. others: that there are, too. Raises the refusal, in one
+    line."""
     path = bundled_portraits().get(name)
     if path is None:
-        raise web.HTTPNotFound(text=f"no such portrait; there are {', '.join(bundled_portraits())}")
+        raise web.HTTPNotFound(text=f"no such portrait; there are {', '.join([*bundled_portraits(), *others])}")
     return path
 
 
@@ -311,7 +360,10 @@ async def read_json(request: web.Request, kind: type[BaseModel]) -> Any:
 async def read_picture(request: web.Request) -> bytes:
     """The body, as a picture that may be used. Raises the refusal, in one line."""
     if request.content_type not in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
-        raise web.HTTPUnsupportedMediaType(text="send a JPEG, PNG or WebP picture, or the name of a bundled portrait")
+        raise web.HTTPUnsupportedMediaType(
+            text="send a JPEG, PNG or WebP picture with its Content-Type (image/jpeg, image/png or image/webp), "
+            "or the name of a portrait as application/json"
+        )
     if request.query.get("consent") != "true":
         raise web.HTTPForbidden(text="a face needs consent: if it is yours or its owner agreed, say ?consent=true")
     too_large = web.HTTPRequestEntityTooLarge(

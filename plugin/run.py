@@ -199,15 +199,17 @@ class Show:
         leaves (Ear.leave). Deliver to it in the event loop."""
         return Ear(self.stream, live, self.floor, guest=True, enter=self._hush)
 
-    async def change_portrait(self, picture: Path | bytes, name: str = "") -> None:
-        """Show another face, prepared beside the running one. Raises PortraitError, the old face staying."""
-        self.stream.change_portrait(*await asyncio.to_thread(self._drawn, picture))
-        self.portrait = name
+    async def change_portrait(self, picture: Path | bytes, name: str = "") -> Any:
+        """Show another face, prepared beside the running one, and give it back. Raises PortraitError, the old face
+        staying."""
+        face = await asyncio.to_thread(self.prepare, picture)
+        await self.show_face(face, name)
+        return face
 
-    def _drawn(self, picture: Path | bytes) -> tuple[Any, Renderer]:
-        """A picture, prepared, and what draws it: both take their time, which the stream must not lose."""
-        face = self.prepare(picture)
-        return face, self.stream.make_renderer(face)
+    async def show_face(self, face: Any, name: str) -> None:
+        """Show a face that is prepared. Making what draws it takes its time, too, which the stream must not lose."""
+        self.stream.change_portrait(face, await asyncio.to_thread(self.stream.make_renderer, face))
+        self.portrait = name
 
     def restyle(self, **changes: Any) -> None:
         """Change the intensity or the pose; see engine.head.Style."""

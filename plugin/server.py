@@ -14,9 +14,11 @@ from pathlib import Path
 
 from aiohttp import hdrs, web
 
+from engine.portrait import PortraitError
 from plugin.guard import Guard, plain_errors
 from plugin.metrics import Metrics
-from plugin.room import CLOSE_SECONDS, Room
+from plugin.render import bundled_portraits
+from plugin.room import CLOSE_SECONDS, Room, thumbnail
 from plugin.run import Show
 from plugin.sessions import Sessions
 from plugin.settings import Settings, check_server
@@ -136,7 +138,11 @@ class Server:
     async def serve(self, show: Show) -> None:
         """Answer until cancelled; then all peers are told, within seconds."""
         allowed = self._settings.server
-        self.room = Room(show, self.broadcast)
+        first = b""
+        if show.portrait not in bundled_portraits():
+            with contextlib.suppress(PortraitError):  # the file may be gone by now
+                first = await asyncio.to_thread(thumbnail, Path(self._settings.head.portrait))
+        self.room = Room(show, self.broadcast, picture=first)
         self.sessions = Sessions(self.room, allowed.sessions, allowed.session_idle)
         self._metrics = Metrics(show, self.room.figures, self.sessions)
         runner = web.AppRunner(self.app(), handle_signals=False, shutdown_timeout=CLOSE_SECONDS / 4)

@@ -35,7 +35,7 @@ from engine.head import Style
 from engine.portrait import PortraitError
 from plugin.adapters import create_clip
 from plugin.memory import available, resident
-from plugin.room import BEAT_SECONDS, CLOSE_SECONDS, Room, StyleChange, bundled, read_json, read_picture
+from plugin.room import BEAT_SECONDS, CLOSE_SECONDS, Room, StyleChange, bundled, read_json, read_picture, thumbnail
 from plugin.run import Show, Studio
 from plugin.settings import Whole
 from transports.webrtc.broadcast import Broadcast
@@ -330,10 +330,11 @@ class Sessions:
             raise web.HTTPUnprocessableEntity(text=str(error)) from None
         except TimeoutError:
             raise web.HTTPServiceUnavailable(text="the portrait was not ready in time", headers=_RETRY_FULL) from None
+        small = await asyncio.to_thread(thumbnail, picture) if isinstance(picture, bytes) else self._house.picture
         self._check_room()  # the server may be about to end by now
         show.tell = lambda line: _log.info(line, extra=labels)
         show.alert = lambda line: _log.warning(line, extra=labels)
-        room, now = Room(show, broadcast, labels), time.monotonic()
+        room, now = Room(show, broadcast, labels, small), time.monotonic()
         show.services.append(lambda _: room.beat())
         session = Session(ident, room, now, now, asyncio.get_running_loop().create_future())
         self._open[ident] = session

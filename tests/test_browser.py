@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
 from PIL import Image
@@ -167,6 +168,34 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
     assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
 
 
+SIZES = [(320, 568), (360, 640), (375, 667), (480, 320), (568, 320), (600, 400), (667, 375), (800, 600), (812, 375),
+         (899, 500), (900, 500), (1024, 768), (1280, 720), (768, 1024), (2560, 1440)]  # fmt: skip
+
+
+def test_every_control_is_within_the_window(chromium, head):
+    """Those out at an edge, as far as the page cannot be scrolled to."""
+    out = """() => [...document.querySelectorAll("main button, main input, main summary, video")].filter((each) => {
+        const { left, right, width } = each.getBoundingClientRect();
+        return width && (left < 0 || right > innerWidth);
+    }).map((each) => each.id || each.tagName)"""
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        page.wait_for_selector(".face.add")
+        page.click("summary")
+        for label in ("Speak", "Allow the microphone"):
+            page.evaluate("label => { document.getElementById('speak-label').textContent = label; }", label)
+            for width, height in SIZES:
+                page.set_viewport_size({"width": width, "height": height})
+                where = (label, width, height)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
+                assert page.evaluate(out) == [], where
+                assert page.evaluate("document.querySelector('video').getBoundingClientRect().width >= 200"), where
+                if label == "Speak":
+                    viewer.picture(f"size-{width}x{height}")
+
+
 def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path):
     """A request takes longer than a datagram: the server must not have forgotten what it is asked to end."""
 
@@ -277,6 +306,60 @@ def test_the_picture_that_is_sent_is_the_one_that_was_agreed_to(chromium, head, 
         assert not page.evaluate(load, shown)
 
 
+def test_what_is_no_picture_of_a_face_is_told_in_a_line(chromium, head, tmp_path):
+    """By the browser for what it cannot read, and shows nothing of it; by the server for the rest."""
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
+    (tmp_path / "drawn.svg").write_text(svg)
+    (tmp_path / "words.jpg").write_text("no picture")
+    Image.new("RGB", (600, 600), "grey").save(tmp_path / "grey.png")
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector(".face.add")
+        for name in ("drawn.svg", "words.jpg"):
+            page.set_input_files("#file", tmp_path / name)
+            line = "This file cannot be used. Choose a JPEG, PNG or WebP picture."
+            page.wait_for_selector(f"#upload-error:text-is('{line}')")
+            viewer.picture("no-picture")
+            assert page.is_hidden("#preview") and page.is_disabled("#upload-use")
+            page.click("#upload-cancel")
+        page.set_input_files("#file", tmp_path / "grey.png")
+        page.check("#consent")
+        page.click("#upload-use")
+        page.wait_for_selector("#upload-error:text-matches('^[A-Z].*[.]$')")
+        assert page.is_visible("#preview")
+        viewer.picture("no-face")
+
+
+def test_ones_own_picture_can_be_chosen_again(chromium, tmp_path, assets):
+    """After others and after the page was opened anew; what `run` was begun with, too."""
+    (tmp_path / "mine.jpg").write_bytes((assets / "portraits" / "dalia.jpg").read_bytes())
+    flags = ("--source", "none", "--portrait", str(tmp_path / "mine.jpg"), "--consent")
+    with LiveHead(tmp_path / "head", *flags) as head, Page(chromium) as viewer, Page(chromium) as other:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector('[data-name="own"][aria-checked=true]')
+        other.page.goto(head.address)
+        other.page.wait_for_selector('[data-name="own"][aria-checked=true]')
+        page.set_input_files("#file", assets / "portraits" / "chidi.jpg")
+        page.check("#consent")
+        page.click("#upload-use")
+        page.wait_for_selector('[data-name="uploaded"][aria-checked=true]')
+        page.wait_for_selector("#upload", state="hidden")
+        other.page.wait_for_selector('[data-name="uploaded"][aria-checked=true]')  # it is told to others, too
+        page.click('[data-name="bo"]')
+        head.wait_until(lambda told: told["portrait"] == "bo")
+        page.reload()
+        for name in ("uploaded", "own"):
+            page.click(f'[data-name="{name}"]')
+            page.wait_for_selector(f'[data-name="{name}"][aria-checked=true]')
+            assert head.get("/state")["portrait"] == name
+        page.wait_for_function("() => [...document.querySelectorAll('.face img')].every((each) => each.naturalWidth)")
+        page.wait_for_timeout(500)
+        viewer.picture("own")
+        assert not viewer.problems and not other.problems
+
+
 @pytest.mark.parametrize("path", ["/state", "/whip"])
 def test_speaking_can_be_called_off_while_it_connects(chromium, head, path):
     with Page(chromium) as viewer:
@@ -297,6 +380,30 @@ def test_speaking_can_be_called_off_while_it_connects(chromium, head, path):
         assert [each.method for each in asked] == ([] if path == "/state" else ["POST", "DELETE"])
         assert head.get("/state")["speakers"] == 0
         assert not viewer.problems
+
+
+def test_the_second_who_speaks_is_told_that_nobody_hears_it_yet(chromium, head):
+    wait = "Somebody else is speaking; you are heard when they stop."
+    with Page(chromium) as first, Page(chromium) as second:
+        for each in (first, second):
+            each.context.grant_permissions(["microphone"], origin=head.address)
+            each.page.goto(head.address)
+            each.shows()
+            each.page.click("#speak")
+            head.wait_until(lambda told: told["guest"])
+            each.page.wait_for_selector("#speak-label:text('Stop')")
+        second.page.wait_for_selector(f"#note:text-is('{wait}')")
+        second.page.wait_for_selector("#state:text-is('Somebody else is speaking')")
+        second.picture("unheard")
+        first.page.wait_for_timeout(1500)
+        assert first.page.inner_text("#state") in ("You are speaking", "Listening to you")
+        assert first.page.inner_text("#note").startswith("The head says what you say.")
+        first.page.click("#speak")
+        second.page.wait_for_selector("#note:text('The head says what you say.')")
+        second.page.wait_for_selector("#state:text('You are speaking')")
+        second.page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 0 and not told["guest"])
+        assert not first.problems and not second.problems
 
 
 def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
@@ -320,6 +427,8 @@ def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
         viewer.page.wait_for_timeout(1000)
         viewer.picture("ended")
         asked = [viewer.asked("/"), late.asked("/")]
+        assert viewer.page.locator(".side button:enabled, .side input:enabled").count() == 0
+        viewer.page.keyboard.press("Escape")
         viewer.page.wait_for_timeout(2000)
         assert asked == [[], []]
 
@@ -353,6 +462,158 @@ def test_keys_act_only_where_they_are_meant(chromium, head):
         assert answered.value.ok
         page.keyboard.press("f")
         page.wait_for_function("() => document.fullscreenElement?.id === 'frame'")
+        assert viewer.context.request.post(f"{head.address}/play").ok  # as it was
+
+
+def test_the_voice_rests_after_an_interrupt_until_it_is_asked_for(chromium, head):
+    with Page(chromium) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        page.wait_for_selector("#state:text('Speaking')")
+        assert page.is_hidden("#again")
+        page.click("#hush")
+        page.wait_for_selector("#again:visible")
+        viewer.picture("resting")
+        for _ in range(5):  # longer than its pause
+            assert not head.get("/state")["speaking"]
+            page.wait_for_timeout(700)
+        page.click("#again")
+        page.wait_for_selector("#state:text('Speaking')")
+        page.wait_for_selector("#again", state="hidden")
+        assert not viewer.problems
+
+
+class Sent:
+    """What a page sends over its WebSockets, and is told: bytes of sound, and messages."""
+
+    def __init__(self, page) -> None:
+        self.sound, self.messages, self.open = b"", [], 0
+        page.on("websocket", self._keep)
+
+    def _keep(self, socket) -> None:
+        self.open += 1
+        socket.on("framesent", self._take)
+        socket.on("framereceived", self._take)
+        socket.on("close", lambda _: self._leave())
+
+    def _take(self, frame) -> None:
+        if isinstance(frame, bytes):
+            self.sound += frame
+        else:
+            self.messages.append(json.loads(frame))
+
+    def _leave(self) -> None:
+        self.open -= 1
+
+    def last(self, kind: str) -> dict:
+        return next(message for message in reversed(self.messages) if message["type"] == kind)
+
+
+def tone(path: Path, seconds: float) -> Path:
+    return write_wav(path, 0.3 * np.sin(np.arange(int(22_050 * seconds)) * 2 * np.pi * 200 / 22_050), 22_050)
+
+
+def test_a_file_is_spoken_as_it_is(chromium, head, tmp_path):
+    """Chosen, and dropped onto the picture; from its first sample to its last, at the rate that the head hears."""
+    with Page(chromium) as viewer:
+        page, sent = viewer.page, Sent(viewer.page)
+        page.goto(head.address)
+        viewer.shows()
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 6))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        assert head.get("/state")["guest"]
+        page.wait_for_function("() => document.getElementById('spoken').value > 0.3")
+        assert page.inner_text("#tell") == "Stop the file"
+        assert re.fullmatch(r"0:0\d of 0:06", page.inner_text("#spoken-time"))
+        viewer.picture("file")
+        page.wait_for_selector("#tell:text('Speak a file')")
+        assert sent.last("played")["seconds"] == pytest.approx(6, abs=0.05)
+        samples = np.frombuffer(sent.sound, "<i2")
+        assert len(samples) == pytest.approx(6 * 16_000, abs=160)
+        power = np.abs(np.fft.rfft(samples[16_000:32_000]))
+        assert power.argmax() == 200 and np.abs(samples).max() == pytest.approx(0.3 * 32767, rel=0.05)
+        head.wait_until(lambda told: not told["guest"])
+        assert page.is_hidden("#telling") and page.inner_text("#note") == ""
+
+        page.evaluate("""data => {
+            const put = new DataTransfer(), frame = document.getElementById("frame");
+            put.items.add(new File([Uint8Array.from(data)], "tone.wav", { type: "audio/wav" }));
+            for (const type of ["dragover", "drop"]) {
+                const event = new DragEvent(type, { dataTransfer: put, cancelable: true, bubbles: true });
+                if (frame.dispatchEvent(event)) throw Error("the browser would open it");
+            }
+        }""", list(tone(tmp_path / "short.wav", 1).read_bytes()))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        page.wait_for_selector("#tell:text('Speak a file')")
+        viewer.until(lambda: sent.open == 0)
+        assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
+        assert not viewer.problems
+
+
+@pytest.mark.parametrize("end", ["#hush", "#tell", "somebody else"])
+def test_a_file_can_be_stopped(chromium, head, tmp_path, end):
+    """It is sent little ahead, so that nothing of it comes after; an interrupt quiets what it spoke over, too."""
+    with Page(chromium) as viewer:
+        page, sent = viewer.page, Sent(viewer.page)
+        page.goto(head.address)
+        viewer.shows()
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 40))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        if end == "somebody else":
+            assert viewer.context.request.post(f"{head.address}/interrupt").ok
+        else:
+            page.click(end)
+        page.wait_for_selector("#tell:text('Speak a file')")
+        viewer.until(lambda: sent.open == 0)
+        head.wait_until(lambda told: not told["guest"] and told["resting"] == (end == "#hush"))
+        assert len(sent.sound) < 2 * 16_000 * 20
+        if end == "#hush":
+            page.wait_for_timeout(1000)
+            assert not head.get("/state")["speaking"]
+            page.click("#again")
+        head.wait_until(lambda told: told["speaking"])
+        assert page.inner_text("#note") == "" and not viewer.problems
+
+
+def test_a_file_that_cannot_be_spoken_is_told_in_a_line(chromium, head, tmp_path):
+    (tmp_path / "words.wav").write_text("no sound")
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    write_wav(tmp_path / "silence.wav", np.zeros(8000), 16_000)
+    nothing = "Nothing was heard: the file is silent, or somebody else was speaking."
+    with Page(chromium) as viewer, Page(chromium) as other:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        for name in ("words.wav", "empty.mp3"):
+            page.set_input_files("#recording", tmp_path / name)
+            line = f"{name} has no sound that the browser can read. Try a WAV, MP3 or M4A file."
+            page.wait_for_selector(f"#note:text-is('{line}')")
+            viewer.picture("no-sound")
+        page.set_input_files("#recording", tmp_path / "silence.wav")
+        page.wait_for_selector(f"#note:text-is('{nothing}')")
+        other.page.goto(head.address)
+        other.page.set_input_files("#recording", tone(tmp_path / "tone.wav", 40))
+        other.page.wait_for_selector("#state:text('Speaking your file')")
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
+        page.wait_for_selector("#note:text-is('Somebody else is speaking. Try again when they have stopped.')")
+        other.page.click("#speak")  # one voice at a time
+        other.page.wait_for_selector("#note:text('one voice at a time')")
+        other.page.click("#tell")
+        head.wait_until(lambda told: not told["guest"])
+        assert not viewer.problems and not other.problems
+
+
+def test_a_file_is_spoken_with_a_token(chromium, tmp_path):
+    with LiveHead(tmp_path / "head", "--source", "none", config=f'[server]\ntoken = "{TOKEN}"\n') as head:
+        with Page(chromium) as viewer:
+            sent = Sent(viewer.page)
+            viewer.page.goto(f"{head.address}/#token={TOKEN}")
+            viewer.shows()
+            viewer.page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
+            viewer.until(lambda: any(message["type"] == "played" for message in sent.messages))
+            assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
+            assert not viewer.problems
+        assert TOKEN not in head.said()
 
 
 def test_a_screen_reader_hears_only_what_is_new(chromium, head):
@@ -388,7 +649,7 @@ def test_a_screen_reader_hears_only_what_is_new(chromium, head):
         assert page.evaluate("read") == ["A guest is speaking"]
 
 
-def test_one_portrait_is_asked_for_at_a_time(chromium, head):
+def test_one_portrait_is_asked_for_at_a_time_and_the_last_wish_counts(chromium, head):
     """With the keyboard too; and the group of portraits holds nothing else."""
     with Page(chromium) as viewer:
         page = viewer.page
@@ -398,16 +659,28 @@ def test_one_portrait_is_asked_for_at_a_time(chromium, head):
         assert group.get_by_role("radio").count() == group.locator("> *").count()
         assert page.get_by_role("button", name="Use your own picture").is_visible()
         before = head.get("/state")["portrait"]
-        one, other = [name for name in ("bo", "chidi", "dalia") if name != before][:2]
+        one, other, last = [name for name in ("bo", "chidi", "dalia", "ada") if name != before][:3]
+        asked = viewer.asked("/portrait")
         with viewer.holding(f"{head.address}/portrait") as held:
-            for name in (one, other):
+            for name in (one, other, last):
                 page.focus(f'[data-name="{name}"]')
                 page.keyboard.press("Enter")
             viewer.until(lambda: held)
             page.wait_for_timeout(300)
             assert len(held) == 1
-        page.wait_for_selector(f'[data-name="{one}"][aria-checked=true]')
-        assert head.get("/state")["portrait"] == one
+            busy = page.locator("#faces [aria-busy=true]").all()
+            assert {each.get_attribute("data-name") for each in busy} == {one, last}
+        page.wait_for_selector(f'[data-name="{last}"][aria-checked=true][aria-busy=false]')
+        assert [json.loads(each.post_data)["name"] for each in asked if each.method == "POST"] == [one, last]
+        assert head.get("/state")["portrait"] == last
+        # what is wished for and then not
+        with viewer.holding(f"{head.address}/portrait") as held:
+            for name in (one, other, one):
+                page.click(f'[data-name="{name}"]')
+            viewer.until(lambda: held)
+        page.wait_for_selector(f'[data-name="{one}"][aria-checked=true][aria-busy=false]')
+        page.wait_for_timeout(300)
+        assert len(asked) == 3 and head.get("/state")["portrait"] == one
         assert not viewer.problems
 
 

@@ -741,6 +741,45 @@ def test_a_clip_loops_until_it_is_closed_and_waits_for_room():
     assert len(got) == after
 
 
+def test_a_clip_that_is_interrupted_rests_until_it_is_asked_for_again():
+    """In its voice and in its pause alike, and then it is heard from its beginning."""
+    got, samples = [], np.arange(1, 3201, dtype=np.float32)
+    source = ClipSource(samples, 16_000, loop=True, pause=0.3)
+    source.open(lambda part, rate: got.append(part) or True, lambda: pytest.fail("a loop has no end"))
+    for heard in (3, 10):  # of ten chunks
+        wait_for(lambda heard=heard: len(got) == heard)
+        assert not source.resting
+        source.interrupt()
+        assert source.resting
+        time.sleep(0.05)
+        count = len(got)
+        assert count <= heard + 1
+        time.sleep(0.5)
+        assert len(got) == count
+        got.clear()
+        source.play()
+        wait_for(lambda: got)
+        assert not source.resting and got[0][0] == 1
+        source.interrupt()  # and at once again
+        got.clear()
+        source.play()
+        wait_for(lambda: any(part[0] == 1 for part in got))
+        while got[0][0] != 1:  # one may have been on its way
+            got.pop(0)
+    source.interrupt()
+    source.close()
+    assert not source._thread.is_alive()
+
+
+def test_a_clip_without_a_loop_ends_at_an_interrupt():
+    done = threading.Event()
+    source = ClipSource(np.ones(160_000, np.float32), 16_000)
+    source.open(lambda part, rate: True, done.set)
+    source.interrupt()
+    assert done.wait(5) and not source.resting
+    source.close()
+
+
 @pytest.mark.parametrize(("encoding", "kind"), [("s16le", "<i2"), ("f32le", "<f4")])
 def test_raw_sound_comes_whole(encoding, kind):
     data = (np.arange(1, 4001) * (1 if kind == "<i2" else 1e-4)).astype(kind).reshape(-1, 2)

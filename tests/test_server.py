@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import pytest
+from browsing import write_wav
 from hypothesis import given
 from hypothesis import strategies as st
 from live_fakes import LatentRenderer, LoudnessModel
@@ -334,6 +335,7 @@ JSON = "application/json"
         ("/portrait?consent=true", "image/png", b"plain words", 422, "not a picture"),
         ("/portrait?consent=true", "image/jpeg", b"", 400, "the picture is empty"),
         ("/portrait?consent=true", "image/gif", b"GIF89a", 415, "send a JPEG, PNG or WebP"),
+        ("/portrait?consent=true", "application/x-www-form-urlencoded", FACE, 415, "with its Content-Type (image/jpeg"),
         ("/portrait?consent=true", "multipart/form-data; boundary=x", b"--x--", 415, "send a JPEG"),
         ("/portrait?consent=true", "image/jpeg", bytes(11 << 20), 413, "larger than 10 MiB"),
     ],
@@ -483,6 +485,60 @@ def test_portraits_are_listed_with_small_pictures():
     assert listed["portrait"] == "ada"
     assert [each["name"] for each in listed["portraits"]] == ["ada", "bo", "chidi", "dalia"]
     assert all(1_000 < size < 30_000 for size in sizes)
+
+
+def test_a_face_that_somebody_brought_can_be_chosen_again():
+    """By its name and without its picture, which is a small one by then; as often as others were chosen."""
+    Path("mine.jpg").write_bytes(FACE)
+    other = bundled_portraits()["chidi"].read_bytes()
+
+    async def look():
+        async with serving(head__portrait="mine.jpg", head__consent="true", server__sessions="2") as served:
+            shown, prepared = [], []
+            stream, prepare = served.show.stream, served.show.prepare
+            stream.change_portrait = shown.append
+            served.show.prepare = lambda picture: prepared.append(prepare(picture)) or prepared[-1]
+
+            async def post(path, **more):
+                async with served.client.post(served.url + path, **more) as answer:
+                    return answer.status, await answer.text(), answer.headers.get("Location")
+
+            async def listed(base=""):
+                async with served.client.get(f"{served.url}{base}/portraits") as answer:
+                    told = await answer.json()
+                own = [each for each in told["portraits"] if each["own"]]
+                for each in own:
+                    async with served.client.get(served.url + base + each["picture"]) as answer:
+                        assert (answer.status, answer.content_type) == (200, "image/jpeg")
+                        assert answer.headers["Cache-Control"] == "no-store"  # another may come under its name
+                        each["picture"] = await answer.read()
+                        assert len(each["picture"]) < 30_000
+                return told["portrait"], {each["name"]: each["picture"] for each in own}
+
+            upload = {"data": other, "headers": {"Content-Type": "image/jpeg"}}
+            first = await listed()
+            assert first[0] == "own" and list(first[1]) == ["own"]
+            assert (await post("/portrait", json={"name": "uploaded"}))[0] == 404
+            assert (await post("/portrait?consent=true", **upload))[0] == 200
+            for name in ("bo", "uploaded", "own"):
+                assert (await post("/portrait", json={"name": name}))[:2] == (200, json.dumps({"portrait": name}))
+                assert (await listed())[0] == name
+            assert shown == [prepared[0], prepared[1], prepared[0], served.show.face]
+            second = (await listed())[1]
+            assert list(second) == ["own", "uploaded"] and len(set(second.values())) == 2
+            assert second["own"] == first[1]["own"]
+            status, text, _ = await post("/portrait", json={"name": "else"})
+            assert (status, text) == (404, "no such portrait; there are ada, bo, chidi, dalia, own, uploaded")
+
+            # a session has those of its own
+            for given, name in (({"json": {}}, "own"), (upload, "uploaded")):
+                where = "/sessions?consent=true" if name == "uploaded" else "/sessions"
+                _, _, base = await post(where, **given)
+                assert await listed(base) == (name, {name: second[name]})
+                assert (await post(f"{base}/portrait", json={"name": "bo"}))[0] == 200
+                assert (await post(f"{base}/portrait", json={"name": name}))[0] == 200
+
+    live(look())
 
 
 # --- what is told
@@ -802,6 +858,15 @@ def test_a_sender_that_breaks_the_rules_is_told_which(query, message, code, reas
     assert reason in extra
 
 
+@pytest.mark.parametrize("headers", [{}, {"Upgrade": "websocket"}, {"Upgrade": "websocket", "Connection": "upgrade"}])
+def test_what_is_no_websocket_is_told_so_in_one_line(headers):
+    async def ask():
+        async with serving() as served, served.client.get(served.url + "/speak", headers=headers) as answer:
+            return answer.status, await answer.text(), answer.headers.get("Upgrade")
+
+    assert live(ask()) == (426, "this is for a WebSocket: connect to it as ws://HOST/speak", "websocket")
+
+
 def test_more_speakers_than_allowed_are_asked_to_wait_and_the_second_goes_unheard():
     async def talk():
         async with serving() as served, contextlib.AsyncExitStack() as stack:
@@ -876,18 +941,44 @@ def test_at_the_end_everybody_is_told_within_seconds():
     assert left == set()
 
 
-def test_an_interrupt_leaves_off_the_clip_of_the_house(assets):
+def test_an_interrupt_leaves_off_the_clip_of_the_house_until_it_is_asked_for(tmp_path):
+    sent = words(2) / 32768
+    write_wav(tmp_path / "voice.wav", sent, SAMPLE_RATE)
+
     async def listen():
-        async with serving(live__source="file", voice__file=str(assets / "voice.flac"), voice__pause="60") as served:
+        async with serving(live__source="file", voice__file="voice.wav", voice__pause="0") as served:
+            resting = []
+
+            async def post(path):
+                async with served.client.post(served.url + path) as answer:
+                    assert answer.status == 204
+                async with served.client.get(served.url + "/state") as answer:
+                    resting.append((await answer.json())["resting"])
+
             await until(lambda: len(served.screen.sound) > 1000)
-            async with served.client.post(served.url + "/interrupt") as answer:
-                assert answer.status == 204
+            await post("/interrupt")
             await asyncio.sleep(0.1)
             before = len(served.screen.sound)
-            await asyncio.sleep(0.6)
-            return len(served.screen.sound) - before
+            await asyncio.sleep(0.8)
+            more = len(served.screen.sound) - before
+            await post("/play")
+            await until(lambda: len(served.screen.sound) > before + 1000)
+            return more, resting, served.screen.sound[before:][:1000]
 
-    assert live(listen()) == 0
+    more, resting, again = live(listen())
+    assert (more, resting) == (0, [True, False])
+    assert again == pytest.approx(sent[:1000], abs=1e-3)  # from its beginning
+
+
+def test_there_is_nothing_to_play_where_the_voice_is_no_recording():
+    async def look():
+        async with serving() as served:
+            async with served.client.get(served.url + "/state") as answer:
+                assert (await answer.json())["resting"] is False
+            async with served.client.post(served.url + "/play") as answer:
+                return answer.status, await answer.text()
+
+    assert live(look()) == (409, "there is no recording to play: the voice comes from elsewhere")
 
 
 def test_connections_are_limited_and_idle_ones_cut_off(monkeypatch):

@@ -264,6 +264,29 @@ def test_an_offer_without_a_voice_is_refused(change, status, said):
     asyncio.run(main())
 
 
+def test_a_speaker_can_tell_which_one_it_is():
+    """By the ETag that its session was made with, while it is there."""
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            tags = []
+            for count in (1, 2):
+                peer = RTCPeerConnection(ALONE)
+                peer.addTrack(Tone())
+                _, headers, text = await post(client, url, await offer(peer))
+                await peer.setRemoteDescription(RTCSessionDescription(text, "answer"))
+                await until(lambda count=count: len(ears) == count)
+                tags.append((headers["ETag"], peer))
+            assert [speakers.etag(ear) for ear in ears] == [tag for tag, _ in tags]
+            assert tags[0][0] != tags[1][0] and speakers.etag(None) is None
+            await tags[0][1].close()
+            await until(lambda: ears[0].left)
+            assert [speakers.etag(ear) for ear in ears] == [None, tags[1][0]]
+            await tags[1][1].close()
+
+    asyncio.run(main())
+
+
 def test_no_more_speakers_than_there_are_places():
     async def main():
         async with studio(speakers=1) as (_, ears, client, url):

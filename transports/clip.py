@@ -20,7 +20,8 @@ class ClipSource:
     def __init__(self, samples: np.ndarray, rate: int, loop: bool = False, pause: float = 1.0) -> None:
         """samples: (n,) or (n, channels) float32; loop: begin again `pause` seconds after the end."""
         self._samples, self._rate, self._loop, self._pause = samples, rate, loop, pause
-        self._stop, self._skip = threading.Event(), threading.Event()
+        self._stop, self._skip, self._wanted = threading.Event(), threading.Event(), threading.Event()
+        self._wanted.set()
         self._thread: threading.Thread | None = None
 
     def open(self, deliver: Deliver, ended: Callable[[], None]) -> None:
@@ -30,31 +31,50 @@ class ClipSource:
     def check(self) -> str:
         return ""
 
+    @property
+    def resting(self) -> bool:
+        """Whether it was interrupted, and waits for `play`."""
+        return not self._wanted.is_set()
+
     def interrupt(self) -> None:
-        """Leave the rest out: with loop it begins again after the pause, else this is the end."""
+        """Leave the rest out: with loop it rests until `play`, else this is the end."""
+        if self._loop:
+            self._wanted.clear()
         self._skip.set()
 
+    def play(self) -> None:
+        """If it rests, begin again."""
+        self._wanted.set()
+
     def close(self) -> None:
-        self._stop.set()
+        for event in (self._stop, self._skip, self._wanted):
+            event.set()
         if self._thread is not None:
             self._thread.join(1)
 
     def _run(self, deliver: Deliver, ended: Callable[[], None]) -> None:
-        begins, step = time.monotonic(), max(1, round(self._rate * CHUNK_SECONDS))
-        while not self._stop.is_set():
+        begins = time.monotonic()
+        while True:
+            whole = self._say(begins, deliver)
             self._skip.clear()
-            for at in range(0, len(self._samples), step):
-                # absolute, so that small delays do not add up to a slower voice
-                if self._stop.wait(max(0.0, begins + at / self._rate - time.monotonic())):
-                    return
-                if self._skip.is_set():
-                    begins = time.monotonic() - len(self._samples) / self._rate
-                    break
-                while not self._skip.is_set() and not deliver(self._samples[at : at + step], self._rate):
-                    if self._stop.wait(CHUNK_SECONDS):
-                        return
+            if self._stop.is_set():
+                return
             if not self._loop:
-                break
-            begins = max(begins + len(self._samples) / self._rate, time.monotonic()) + self._pause
-        if not self._stop.is_set():
-            ended()
+                return ended()
+            if whole and not self.resting:
+                begins = max(begins + len(self._samples) / self._rate, time.monotonic()) + self._pause
+            else:
+                self._wanted.wait()
+                begins = time.monotonic()
+
+    def _say(self, begins: float, deliver: Deliver) -> bool:
+        """All of it, from the time `begins` on; False if it was left off."""
+        step = max(1, round(self._rate * CHUNK_SECONDS))
+        for at in range(0, len(self._samples), step):
+            # absolute, so that small delays do not add up to a slower voice
+            if self._skip.wait(max(0.0, begins + at / self._rate - time.monotonic())):
+                return False
+            while not deliver(self._samples[at : at + step], self._rate):
+                if self._skip.wait(CHUNK_SECONDS):
+                    return False
+        return True

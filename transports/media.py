@@ -113,6 +113,18 @@ class Probed(Protocol):
         """Open nothing. Raises TransportError for a device that is not there."""
 
 
+@runtime_checkable
+class Replayable(Interruptible, Protocol):
+    """One that rests after an interrupt until it is asked for again."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether it does so now."""
+
+    def play(self) -> None:
+        """If it rests, begin again. From any thread; returns at once."""
+
+
 class Source(Protocol):
     """Somewhere voice comes from. live: it cannot wait, so the newest sound counts and old sound is dropped."""
 

@@ -260,6 +260,7 @@ class _Sender:
         else:
             raise TransportError('give binary samples, {"type": "interrupt"} or {"type": "end"}')
 
+
 class SpeechSockets:
     """All that speak over a WebSocket."""
 
@@ -286,12 +287,16 @@ class SpeechSockets:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The handler of GET /speak."""
+        # without compression: a small message stays small
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS)
+        if not socket.can_prepare(request):
+            raise web.HTTPUpgradeRequired(
+                text="this is for a WebSocket: connect to it as ws://HOST/speak", headers={"Upgrade": "websocket"}
+            )
         if self.count >= self._limit:
             raise web.HTTPServiceUnavailable(
                 text=f"{self.count} speak already, which is the limit; try again later", headers={"Retry-After": "5"}
             )
-        # without compression: a small message stays small
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS)
         await socket.prepare(request)
         _notice_when_gone(request)
         try:

@@ -86,13 +86,14 @@ async function offer(peer) {
 
 // A WHEP or WHIP session: an offer goes to `path`, an answer comes back, and a DELETE ends it.
 class Session {
-  constructor(peer) { this.peer = peer; this.location = null; this.over = false; }
+  constructor(peer) { this.peer = peer; this.location = this.etag = null; this.over = false; }
 
   async open(path) {
     const body = await offer(this.peer);
     if (this.over) return;
     const response = await ask(path, { method: "POST", headers: { "Content-Type": "application/sdp" }, body });
     this.location = new URL(response.headers.get("Location"), response.url);
+    this.etag = response.headers.get("ETag");
     if (this.over) return this.remove();
     await this.peer.setRemoteDescription({ type: "answer", sdp: await response.text() });
   }
@@ -197,6 +198,9 @@ function finish(why) {
   state = null;
   viewing?.end?.();
   if (speaking) stopSpeaking();
+  if (telling) stopFile();
+  $("upload").close();
+  for (const each of document.querySelectorAll(".side button, .side input")) each.disabled = true;
   root.classList.remove("has-picture"); // browsers show black where a stream was
   mark(current);
   figures();
@@ -264,16 +268,21 @@ if (clean) addEventListener("pointerdown", () => setSound(true), { once: true })
 
 // --- speaking
 
+const HEARD = "The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.";
+const UNHEARD = "Somebody else is speaking; you are heard when they stop.";
 let speaking = null;
 let insisted = false; // sound was turned on by hand while speaking
 
+const ONE_VOICE = "The head speaks with one voice at a time: stop the other first.";
+
 async function speak() {
   if (speaking) return stopSpeaking();
+  if (telling) return note(ONE_VOICE, true);
   if (!navigator.mediaDevices?.getUserMedia) {
     return note("Browsers give the microphone to secure pages only. Open this page as http://localhost on the " +
       "computer that runs it, or put it behind HTTPS.", true);
   }
-  const mine = (speaking = { session: null, stream: null, heard: -Infinity });
+  const mine = (speaking = { session: null, stream: null, heard: -Infinity, on: false, out: false });
   insisted = false;
   button("Allow the microphone", true);
   note("");
@@ -292,7 +301,8 @@ async function speak() {
     if (speaking !== mine) return release(mine);
     mine.session.lost().then(() => speaking === mine && stopSpeaking("The connection was lost. Press Speak to go on."));
     button("Stop", false, true);
-    note("The head says what you say. It is muted here meanwhile, so that you do not hear yourself twice.");
+    mine.on = true;
+    note(HEARD);
     play();
     level(mine);
   } catch (error) {
@@ -304,6 +314,17 @@ async function speak() {
     }[error.name];
     stopSpeaking(why ?? (error.status === 401 ? "" : `Speaking does not work now: ${error.message}.`));
   }
+}
+
+// Whether somebody else has the floor, so that one's own voice goes unheard.
+const outspoken = () => Boolean(speaking?.session?.etag && state?.guest && state.speaker !== speaking.session.etag);
+
+// Tells a speaker when that changes.
+function tellFloor() {
+  if (!speaking?.on) return;
+  const out = outspoken();
+  if (out !== speaking.out) note(out ? UNHEARD : HEARD);
+  speaking.out = out;
 }
 
 function release(mine) {
@@ -359,6 +380,128 @@ function level(mine) {
 
 $("speak").onclick = speak;
 
+// --- speaking a file: decoded here, and sent over the WebSocket (transports/websocket.py)
+
+const RATE = 16_000; // Hz, as the head hears
+const AHEAD = 4; // seconds: no more is under way when it is interrupted
+const LARGEST = 50e6; // bytes: an hour, decoded, is what a page can hold
+let telling = null;
+
+async function speakFile(file) {
+  if (speaking || telling) return note(ONE_VOICE, true);
+  const mine = (telling = { socket: null, seconds: 0, started: null });
+  note("");
+  $("tell").textContent = "Stop the file";
+  progress(mine);
+  const why = await spoken(mine, file);
+  if (telling === mine) endFile(why);
+}
+
+function endFile(why = "") {
+  telling = null;
+  $("tell").textContent = "Speak a file";
+  $("telling").hidden = true;
+  note(why, Boolean(why));
+  show();
+}
+
+// Resolves when the server knows, too.
+async function stopFile() {
+  const { socket } = telling;
+  endFile();
+  if (!socket) return;
+  const closed = new Promise((done) => socket.addEventListener("close", done));
+  if (socket.readyState === WebSocket.OPEN) socket.send('{"type": "interrupt"}');
+  socket.close(1000);
+  await Promise.race([closed, sleep(1)]);
+}
+
+// Resolves when all of it is spoken, or nothing more will be: what there is to say about that.
+async function spoken(mine, file) {
+  if (file.size > LARGEST) return `${file.name} is larger than ${LARGEST / 1e6} MB. Cut it, or save it as MP3 or M4A.`;
+  const samples = await decode(file).catch(() => null);
+  if (!samples) return `${file.name} has no sound that the browser can read. Try a WAV, MP3 or M4A file.`;
+  try {
+    state = await (await ask("/state")).json();
+  } catch (error) {
+    return error.status === 401 ? "" : error.status ? `${capital(error.message)}.` : "The head cannot be reached now.";
+  }
+  if (telling !== mine) return "";
+  if (state.guest) return "Somebody else is speaking. Try again when they have stopped.";
+  mine.seconds = samples.length / RATE;
+  const address = new URL(`${base}speak?rate=${RATE}${token && `&token=${encodeURIComponent(token)}`}`, location.href);
+  address.protocol = address.protocol.replace("http", "ws");
+  const socket = (mine.socket = new WebSocket(address));
+  return new Promise((done) => {
+    socket.onclose = ({ reason }) => done(reason ? `${capital(reason)}.` : "The head takes no file now. Try again in a moment.");
+    socket.onmessage = ({ data }) => {
+      const { type, seconds } = JSON.parse(data);
+      if (type === "ready") send(socket, samples);
+      if (type === "started") mine.started = performance.now();
+      if (type !== "played" && type !== "interrupted") return;
+      done(type === "interrupted" || seconds ? "" : "Nothing was heard: the file is silent, or somebody else was speaking.");
+      if (type === "interrupted") socket.send('{"type": "interrupt"}'); // of what was under way meanwhile
+      socket.close(1000);
+    };
+  });
+}
+
+// (n,) 16-bit samples of RATE.
+async function decode(file) {
+  const decoded = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+  const mixer = new OfflineAudioContext(1, decoded.length, RATE);
+  const source = mixer.createBufferSource();
+  source.buffer = decoded;
+  source.connect(mixer.destination);
+  source.start();
+  const mixed = (await mixer.startRendering()).getChannelData(0);
+  return Int16Array.from(mixed, (sample) => 32767 * Math.max(-1, Math.min(1, sample)));
+}
+
+async function send(socket, samples) {
+  const began = performance.now(), step = RATE / 2;
+  for (let at = 0; at < samples.length; at += step) {
+    const early = () => at / RATE > (performance.now() - began) / 1000 + AHEAD || socket.bufferedAmount > 4 * RATE;
+    while (socket.readyState === WebSocket.OPEN && early()) await sleep(0.1);
+    if (socket.readyState !== WebSocket.OPEN) return;
+    socket.send(samples.subarray(at, at + step));
+  }
+  socket.send('{"type": "end"}');
+}
+
+function progress(mine) {
+  if (telling !== mine) return;
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  const out = mine.started === null ? 0 : Math.min(mine.seconds, (performance.now() - mine.started) / 1000);
+  $("telling").hidden = false;
+  if (mine.started === null) $("spoken").removeAttribute("value"); // it is prepared
+  else $("spoken").value = out / mine.seconds;
+  $("spoken-time").textContent = mine.seconds ? `${clock(out)} of ${clock(mine.seconds)}` : "";
+  requestAnimationFrame(() => progress(mine));
+}
+
+$("tell").onclick = () => (telling ? stopFile() : $("recording").click());
+$("recording").onchange = () => {
+  const [file] = $("recording").files;
+  $("recording").value = "";
+  if (file) speakFile(file);
+};
+
+if (!clean) {
+  const drops = (on) => (event) => {
+    if (over || !event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    root.classList.toggle("dropping", on);
+  };
+  $("frame").ondragover = drops(true);
+  $("frame").ondragleave = drops(false);
+  $("frame").ondrop = (event) => {
+    drops(false)(event);
+    const [file] = event.dataTransfer.files;
+    if (file && !over) speakFile(file);
+  };
+}
+
 // --- the controls
 
 async function attempt(work) {
@@ -369,11 +512,15 @@ async function attempt(work) {
   }
 }
 
-const interrupt = () => attempt(() => ask("/interrupt", { method: "POST" }));
+const interrupt = () => attempt(async () => {
+  if (telling) await stopFile(); // else what it speaks over would go on
+  await ask("/interrupt", { method: "POST" });
+});
 $("hush").onclick = interrupt;
+$("again").onclick = () => attempt(() => ask("/play", { method: "POST" }));
 
 addEventListener("keydown", (event) => {
-  if (clean || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (clean || over || event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   // inputs have an Escape of their own: it lets go of a slider in Firefox, and of the field in a screen reader
   if (event.key === "Escape" && !document.fullscreenElement && !event.target.closest("input")) interrupt();
   // letters are what people dictate and what screen readers take: ours only where the picture has the focus
@@ -417,7 +564,6 @@ $("straight").onclick = () => { for (const id of ranges.slice(1)) showRange(id, 
 
 // portraits
 let current = "";
-let own = null; // an object URL of an uploaded picture
 
 async function loadFaces() {
   const { portrait, portraits } = await (await ask("/portraits")).json();
@@ -425,6 +571,7 @@ async function loadFaces() {
     const url = URL.createObjectURL(await (await ask(picture)).blob());
     return tile(name, url, () => post("/portrait", { name }));
   }));
+  for (const { src } of $("faces").querySelectorAll("img")) URL.revokeObjectURL(src);
   $("faces").replaceChildren(...tiles);
   $("add").hidden = false;
   mark(portrait);
@@ -440,11 +587,10 @@ function tile(name, url, use) {
   button.setAttribute("role", "radio");
   const image = document.createElement("img");
   image.src = url;
-  image.alt = name === "uploaded" ? "Your picture" : capital(name);
+  image.alt = { uploaded: "Your picture", own: "The picture of the start" }[name] ?? capital(name);
   button.title = image.alt;
   button.append(image);
-  // the server prepares one at a time
-  button.onclick = () => changes() || name === current || attempt(() => changing(name, use));
+  button.onclick = () => choose(name, use);
   button.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
@@ -455,27 +601,43 @@ function tile(name, url, use) {
   return button;
 }
 
+const chosenFace = () => $("faces").querySelector('[aria-checked="true"]');
+
 function mark(name) {
   current = name;
   const all = [...$("faces").querySelectorAll('[role="radio"]')];
   for (const each of all) each.setAttribute("aria-checked", String(each.dataset.name === name));
-  const chosen = all.find((each) => each.dataset.name === name);
+  const chosen = chosenFace();
   for (const each of all) each.tabIndex = each === (chosen ?? all[0]) ? 0 : -1;
   if (!root.classList.contains("has-picture") && chosen) $("frame").style.backgroundImage = `url(${chosen.firstChild.src})`;
 }
 
-const changes = () => $("faces").hasAttribute("aria-busy");
+let preparing = null; // the name of the one that the server prepares
+let wish = null; // what was asked for last meanwhile: {name, use}
+const changes = () => preparing !== null;
 
-async function changing(name, work) {
-  const tile = $("faces").querySelector(`[data-name="${CSS.escape(name)}"]`);
-  $("faces").setAttribute("aria-busy", "true");
-  tile?.setAttribute("aria-busy", "true");
-  try {
-    await work();
-    mark(name);
-  } finally {
-    $("faces").removeAttribute("aria-busy");
-    tile?.removeAttribute("aria-busy");
+// The server prepares one at a time: of those that are asked for meanwhile the last one follows.
+async function choose(name, use) {
+  if (changes()) {
+    wish = { name, use };
+    return showBusy();
+  }
+  if (name === current) return;
+  for (let next = { name, use }; next; next = wish?.name === current ? null : wish) {
+    wish = null;
+    preparing = next.name;
+    showBusy();
+    await attempt(async () => { await next.use(); mark(next.name); });
+    preparing = null;
+  }
+  wish = null;
+  showBusy();
+}
+
+function showBusy() {
+  $("faces").setAttribute("aria-busy", String(changes()));
+  for (const each of $("faces").children) {
+    each.setAttribute("aria-busy", String([preparing, wish?.name].includes(each.dataset.name)));
   }
 }
 
@@ -490,12 +652,14 @@ $("file").onchange = async () => {
   $("consent").checked = false;
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
+  $("preview").hidden = true; // until it is known to be a picture
   $("preview").src = URL.createObjectURL(file);
   $("upload").showModal();
   const picture = await fit(file).catch(() => null);
   if (shown !== file) return; // the consent is to another picture by now, or to none
   chosen = picture;
-  if (!chosen) $("upload-error").textContent = "This file is no picture that the browser can read.";
+  $("preview").hidden = !chosen;
+  if (!chosen) $("upload-error").textContent = "This file cannot be used. Choose a JPEG, PNG or WebP picture.";
   ready();
 };
 
@@ -525,28 +689,19 @@ function forget() {
 $("upload").querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
   const body = chosen; // the dialog may be about another one when the answer comes
-  const use = () => ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   $("upload-use").disabled = true;
   $("upload-error").textContent = "";
   try {
-    await use();
+    await ask("/portrait?consent=true", { method: "POST", headers: { "Content-Type": body.type }, body });
   } catch (error) {
-    const why = `${error.message.replace(/^uploaded picture: /, "")}.`;
-    if (chosen !== body) return note(capital(why), true);
+    const why = `${capital(error.message.replace(/^uploaded picture: /, ""))}.`;
+    if (chosen !== body) return note(why, true);
     $("upload-error").textContent = why;
     return ready();
   }
-  showOwn(body, use);
+  await loadFaces().catch(() => {}); // it is shown, whatever else fails
   if (chosen === body) $("upload").close();
 };
-
-function showOwn(picture, use) {
-  if (own) URL.revokeObjectURL(own);
-  own = URL.createObjectURL(picture);
-  $("faces").querySelector('[data-name="uploaded"]')?.remove();
-  $("faces").append(tile("uploaded", own, use));
-  mark("uploaded");
-}
 
 // --- what is going on
 
@@ -555,10 +710,13 @@ let state = null;
 function show() {
   const [kind, text] = over ? ["over", over]
     : !connected || !state ? ["away", connected ? "Reconnecting" : gone]
+    : outspoken() ? ["guest", "Somebody else is speaking"]
+    : telling?.started ? ["you", "Speaking your file"]
     : speaking ? ["you", performance.now() - speaking.heard < 1500 ? "You are speaking" : "Listening to you"]
     : state.guest ? ["guest", "A guest is speaking"]
     : state.speaking ? ["speaking", "Speaking"] : ["idle", "Idle"];
   root.dataset.state = kind;
+  $("again").hidden = !state?.resting;
   say("state", text);
   // that the head speaks is heard: a screen reader need not talk over it
   say("told", ["over", "away", "guest"].includes(kind) ? text : "");
@@ -586,10 +744,14 @@ async function follow() {
     if (!document.hidden) {
       try {
         state = await (await ask("/state")).json();
+        tellFloor();
         if (performance.now() - touched > 1500) ["intensity", ...ranges.slice(1)].forEach((id, index) =>
           showRange(id, index ? state.pose[index - 1] : state.intensity));
         if (!$("faces").children.length) await loadFaces();
-        else if (state.portrait !== current && !changes()) mark(state.portrait);
+        else if (state.portrait !== current && !changes()) {
+          mark(state.portrait);
+          if (!chosenFace()) await loadFaces(); // somebody brought it
+        }
         failures = 0;
       } catch (error) {
         if (isOver(error)) return finish(error.message);

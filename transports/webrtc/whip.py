@@ -7,11 +7,12 @@ is sent in vain; parts without a codec in common, and more voices than one, are 
 from collections.abc import Callable
 
 from aiohttp import web
+from aiortc import MediaStreamTrack
 
 from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part, Refusal
 from transports.webrtc.options import WebRtcOptions, configuration, links
-from transports.webrtc.sessions import Sessions, created, negotiate, read_request, session_routes
+from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
 
 
 class Speakers:
@@ -20,6 +21,18 @@ class Speakers:
     def __init__(self, options: WebRtcOptions, listen: Callable[[], Listener]) -> None:
         self.options, self.listen = options, listen
         self.sessions = Sessions(options.speakers)
+        self._heard: dict[str, Listener] = {}  # by the ETag of the session
+
+    def attend(self, session: Session, track: MediaStreamTrack) -> None:
+        """Begin to hear a peer, until its session ends."""
+        listener = self.listen()
+        self._heard[session.etag] = listener
+        session.ended.extend([attend(track, listener), lambda: self._heard.pop(session.etag)])
+
+    def etag(self, listener: object) -> str | None:
+        """The ETag of the session whose voice goes to a listener. It tells that speaker which one it is, and nobody
+        how to end it, as the session's URL would."""
+        return next((etag for etag, each in self._heard.items() if each is listener), None)
 
     @property
     def count(self) -> int:
@@ -55,7 +68,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
             answer = await negotiate(session, offer, kept)
             hasten(transceiver.receiver)
             track = transceiver.receiver.track
-            session.connected.append(lambda: session.ended.append(attend(track, speakers.listen())))
+            session.connected.append(lambda: speakers.attend(session, track))
         return created(request, session, answer, links(options))
 
     return session_routes(path, speakers.sessions, post, links(options))
