@@ -167,7 +167,7 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
     assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
 
 
-def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path):
+def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, head):
     """A request takes longer than a datagram: the server must not have forgotten what it is asked to end."""
 
     def late(route):
@@ -175,7 +175,7 @@ def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path)
             time.sleep(0.5)
         route.continue_()
 
-    with LiveHead(tmp_path / "head") as head, Page(chromium) as viewer:
+    with Page(chromium) as viewer:
         viewer.context.grant_permissions(["microphone"], origin=head.address)
         viewer.page.route("**/whip/*", late)
         viewer.page.goto(head.address)

@@ -19,7 +19,6 @@ from live_fakes import AtOnce, LatentRenderer, LoudnessModel, VirtualTime, in_vi
 
 from engine.features import SAMPLE_RATE
 from engine.head import Style
-from engine.model import WeightsError
 from engine.motion.generator import Pace
 from engine.stream import StreamCore, StreamSettings
 from plugin import adapters, cli, doctor, run
@@ -739,15 +738,6 @@ def test_the_doctor_measures_speed(monkeypatch):
     assert "a second of 45 frames a second takes" in text
 
 
-def test_the_doctor_tells_the_weights_and_their_licence(untrained, tmp_path):
-    state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
-    assert state == doctor.GOOD
-    assert str(untrained.directory) in text
-    assert text.endswith("none damaged; for tests")
-    with pytest.raises(WeightsError, match=r"no config\.json"):
-        doctor.check_weights(load_settings({"engine.weights": str(tmp_path / "none")}))
-
-
 def test_devices_are_listed(monkeypatch, capsys):
     found = [{"name": "Mic A", "max_input_channels": 1, "max_output_channels": 0, "default_samplerate": 44100.0}]
     module = SimpleNamespace(query_devices=lambda: found)
@@ -863,4 +853,6 @@ def test_a_device_that_is_not_there_is_one_line(args, tmp_path):
         pytest.skip("this machine has a microphone")
     assert child.returncode == 2
     assert b"Traceback" not in shown
-    assert shown.decode().splitlines()[-1].startswith("ifmdm: ")
+    started = ("ifmdm: ada is live; ", "ifmdm: nothing shows it: ")
+    (line,) = (line for line in shown.decode().splitlines() if not line.startswith(started))
+    assert line.startswith("ifmdm: ")
