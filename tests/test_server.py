@@ -848,6 +848,15 @@ def test_what_becomes_of_an_utterance():
     assert parse_form({}) == PcmForm("s16le", 16_000, 1)
 
 
+def test_an_utterance_has_not_started_while_all_of_it_waits():
+    said = Utterance()
+    for samples in range(1, 100):  # seconds are no sum of pieces to the last digit, and a resampler holds some back
+        said.delivered += samples / SAMPLE_RATE
+        assert said.look(max(0, samples * (samples + 1) // 2 - 80) / SAMPLE_RATE) == []
+    short = Utterance(delivered=0.01, ended=True)
+    assert short.look(0.0) == [{"type": "started"}, {"type": "played", "seconds": 0.01}]
+
+
 # --- coming and going
 
 
