@@ -36,7 +36,7 @@ BESIDE = {
     "test_speech", "test_stream", "test_timing", "test_torch_batch", "test_training", "test_webrtc_bitrate",
     "test_weights",
 }  # fmt: skip
-#: Modules whose tests mostly wait, for clocks, networks and other processes: two at a time are no more than one.
+#: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {
     "test_faults", "test_live", "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast",
     "test_webrtc_names", "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
