@@ -29,7 +29,8 @@ ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m beside --numprocesses auto --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -m "not beside"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m waiting --numprocesses 2 --dist load
+	$(BIN)/python -m pytest -m "not beside and not waiting"
 endif
 	$(BIN)/ruff check .
 

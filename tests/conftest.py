@@ -1,7 +1,11 @@
+import hashlib
 import os
+import platform
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +22,45 @@ from engine.portrait import Portrait, load_portrait
 settings.register_profile("ifmdm", deadline=None, print_blob=True)
 settings.load_profile("ifmdm")
 
+ROOT = Path(__file__).parent.parent
+
 # A script's background ignores Ctrl-C, and so would all that is started here: then what it does cannot be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose tests need neither a clock nor a network nor other processes, and may run beside others.
 BESIDE = {
-    "test_anchor", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint", "test_closing",
-    "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features", "test_gather", "test_generator",
-    "test_head", "test_lids", "test_metrics", "test_painting", "test_portrait", "test_render", "test_renderer",
-    "test_samplers", "test_speech", "test_stream", "test_timing", "test_torch_batch", "test_training", "test_weights",
+    "test_anchor", "test_architecture", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint",
+    "test_cli", "test_closing", "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features",
+    "test_file", "test_gather", "test_generator", "test_head", "test_lids", "test_log", "test_loopback",
+    "test_meeting", "test_memory", "test_metrics", "test_painting", "test_parts", "test_portrait", "test_render",
+    "test_renderer", "test_samplers", "test_speech", "test_stream", "test_timing", "test_torch_batch",
+    "test_training", "test_webrtc_bitrate", "test_weights",
 }  # fmt: skip
+#: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
+WAITING = {
+    "test_faults", "test_live", "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast",
+    "test_webrtc_names", "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
+}  # fmt: skip
+#: The parts in which `make test` runs all modules, as it names them: `pytest -m`. The third are those left.
+PARTS = ("beside", "waiting", "not beside and not waiting")
+
+
+def part_of(module: str) -> str:
+    return PARTS[0] if module in BESIDE else PARTS[1] if module in WAITING else PARTS[2]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The modules of other parts are not even imported, which takes seconds."""
+    asked, name = config.option.markexpr, collection_path.name
+    skipped = asked in PARTS and name.startswith("test_") and name.endswith(".py")
+    return True if skipped and part_of(collection_path.stem) != asked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in BESIDE:
-            item.add_marker("beside")
+        part = part_of(item.path.stem)
+        if part != PARTS[2]:
+            item.add_marker(part)
 
 
 @pytest.fixture
@@ -88,10 +115,22 @@ class Untrained:
     arrays: dict[str, np.ndarray]
 
 
+def all_that_makes_an_export() -> str:
+    """A hash of the code and the packages that `untrained` goes through."""
+    packages = [f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "numpy", "safetensors")]
+    told = hashlib.sha256("\n".join([platform.python_version(), *packages]).encode())
+    for path in (Path(__file__), *sorted((ROOT / "engine").rglob("*.py"))):
+        told.update(f"\n{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return told.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
-    """Exported once (it takes seconds), for all tests of whatever runs on weights."""
+    """For all tests of whatever runs on weights. The export takes half a minute: it is kept in .cache until the code
+    that makes it changes, and copied from there, so that no test can damage it."""
     torch = pytest.importorskip("torch")
+    from filelock import FileLock  # torch needs it too
+
     from engine.motion.network import MotionShape, MotionTransformer, SpeechEncoder
     from engine.renderer.network import Renderer, RendererShape
     from engine.training.export import export
@@ -116,8 +155,19 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     arrays |= {"lips": np.eye(2, latent), "lids": np.eye(2, latent, 2), "head": np.eye(2, latent, 4)}
     arrays["mean_from_portrait"] = np.concatenate([0.9 * np.eye(latent), rng.normal(0, 0.05, (1, latent))])
     arrays = {f"runtime.{name}": value.astype(np.float32) for name, value in arrays.items()}
-    directory = tmp_path_factory.mktemp("untrained")
-    export(renderer, speech, motion, arrays, directory, {"renderer_steps": 0, "motion_steps": 0}, "for tests")
+    cache, directory = ROOT / ".cache" / "untrained", tmp_path_factory.mktemp("untrained")
+    kept = cache / all_that_makes_an_export()
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "lock"):  # processes that run side by side need it at once
+        if not kept.is_dir():
+            for old in (path for path in cache.iterdir() if path.is_dir()):
+                shutil.rmtree(old)
+            part = cache / "part"  # renamed when whole, however early a run is stopped
+            export(renderer, speech, motion, arrays, part, {"renderer_steps": 0, "motion_steps": 0}, "for tests")
+            part.rename(kept)
+        shutil.copytree(kept, directory, dirs_exist_ok=True)
+    for network in (renderer, speech, motion):  # as an export leaves them
+        network.load_state_dict({name: value.half().float() for name, value in network.state_dict().items()})
     return Untrained(directory, renderer, speech, motion, arrays)
 
 

@@ -1,11 +1,17 @@
 """`ifmdm bench live`: that it measures what it says. How good the figures are, is no matter of tests."""
 
+import asyncio
+import contextlib
 import json
 import math
+from dataclasses import dataclass, field
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from live_fakes import VirtualTime, in_virtual_time
+from tqdm import tqdm
 
 import engine.model
 from engine.speech import SAMPLE_RATE
@@ -51,6 +57,56 @@ def test_the_probe_notes_and_marks_where_words_begin():
     assert len(probe.gaps) == 89
 
 
+@dataclass
+class Late:
+    """Stands in for a show and its ears: a piece of voice is out `delay` after its turn, and so is an interrupt."""
+
+    loop: VirtualTime
+    probe: bench_live.Probe
+    delay: float
+    _coming: list[asyncio.TimerHandle] = field(default_factory=list)
+    _pts: int = 0
+
+    def invite(self, live: bool) -> "Late":
+        return self
+
+    def deliver(self, samples: np.ndarray, rate: int) -> None:
+        for at in range(0, len(samples), 320):
+            given = MediaFrame(0, self._pts, None, samples[at : at + 320], 0.0)
+            self._coming.append(self.loop.call_later(self.delay + at / rate, self.probe.send, given))
+            self._pts += 320
+
+    def interrupt(self) -> None:
+        for handle in self._coming:
+            if handle.when() > self.loop.time() + self.delay:
+                handle.cancel()
+
+    def finish(self) -> None:
+        pass
+
+    leave = finish
+
+
+@pytest.mark.parametrize("delay", [0.125, 0.5])
+def test_what_comes_late_is_measured_so(delay, monkeypatch):
+    """On a clock that no busy machine disturbs: the time from a word to its frame, and from an interrupt to silence."""
+    voice = np.random.default_rng(0).uniform(0.1, 0.9, 5 * SAMPLE_RATE).astype(np.float32)
+
+    async def measure(loop: VirtualTime):
+        monkeypatch.setattr(bench_live, "time", SimpleNamespace(monotonic=loop.time))
+        probe, microphone = bench_live.Probe(), bench_live.Microphone()
+        show = Late(loop, probe, delay)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(microphone.speak(show, voice), 10)
+        waited = bench_live.latencies(microphone.said, probe.words)
+        return waited, await bench_live.interrupts(show, probe, voice, tqdm(disable=True))
+
+    waited, interrupted = in_virtual_time(measure)
+    assert len(waited) == 7 and waited == pytest.approx([delay] * 7)
+    # a piece of 20 ms may just have begun
+    assert len(interrupted) == bench_live.INTERRUPTS and all(delay - 0.021 < took <= delay for took in interrupted)
+
+
 def test_latency_is_to_the_next_word_that_is_out():
     assert bench_live.latencies([1.0, 3.0, 9.0], [0.5, 1.25, 3.5, 20.0]) == [0.25, 0.5]
 
@@ -73,8 +129,8 @@ def test_a_live_head_is_measured_with_a_viewer(users_settings, untrained, tmp_pa
     assert result["viewer"]["frames"] > 10
     assert f"{result['frames']['per_second']:.2f} a second" in told
     latency = result["voice_to_frame_ms"]
-    assert latency["count"] >= 1 and 50 < latency["median"] <= latency["p95"] < 2000
-    assert result["interrupt_ms"]["count"] == 1 and 0 <= result["interrupt_ms"]["median"] < 600
+    assert latency["count"] >= 1 and 50 < latency["median"] <= latency["p95"] < math.inf
+    assert result["interrupt_ms"]["count"] == 1 and 0 <= result["interrupt_ms"]["median"] < math.inf
     assert {"all", "event loop", "engine", "encoder"} <= set(result["cpu"])
     assert 0 < result["cpu"]["engine"] < result["cpu"]["all"] < math.inf
     assert result["viewer"]["lip_offset_ms"]["count"] >= 1

@@ -196,7 +196,7 @@ def test_every_control_is_within_the_window(chromium, head):
                     viewer.picture(f"size-{width}x{height}")
 
 
-def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path):
+def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, head):
     """A request takes longer than a datagram: the server must not have forgotten what it is asked to end."""
 
     def late(route):
@@ -204,7 +204,7 @@ def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, tmp_path)
             time.sleep(0.5)
         route.continue_()
 
-    with LiveHead(tmp_path / "head") as head, Page(chromium) as viewer:
+    with Page(chromium) as viewer:
         viewer.context.grant_permissions(["microphone"], origin=head.address)
         viewer.page.route("**/whip/*", late)
         viewer.page.goto(head.address)

@@ -32,6 +32,7 @@ from test_server import serving, until
 from webrtc_peers import ALONE, Viewer, offer, post, watching
 
 from plugin.run import make_show
+from plugin.server import listen
 from plugin.settings import load_settings
 from transports import microphone, portaudio, virtual_camera
 
@@ -382,10 +383,13 @@ def test_a_show_whose_sink_cannot_open_leaves_nothing_behind(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(virtual_camera, "virtual_devices", lambda: [])
     monkeypatch.setattr(virtual_camera.sys, "platform", "linux")
-    given_ = {"server.port": "0", "live.outputs": "camera", "live.source": "none", "video.size": "128"}
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    given_ = {"server.port": str(port), "live.outputs": "camera", "live.source": "none", "video.size": "128"}
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     with pytest.raises(ValueError, match="there is no virtual camera"):
         make_show(load_settings(given_), print, LoudnessModel(), LatentRenderer)
+    listen("127.0.0.1", port).close()
     gc.collect()
     with contextlib.suppress(FileNotFoundError):
         assert len(os.listdir("/proc/self/fd")) <= len(before)

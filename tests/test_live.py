@@ -22,7 +22,6 @@ from live_fakes import AtOnce, LatentRenderer, LoudnessModel, VirtualTime, in_vi
 
 from engine.features import SAMPLE_RATE
 from engine.head import Style
-from engine.model import WeightsError
 from engine.motion.generator import Pace
 from engine.speech import VoiceError
 from engine.stream import StreamCore, StreamSettings
@@ -872,15 +871,6 @@ def test_the_doctor_judges_speed_by_the_time_that_a_second_takes(took, state, sa
     got, text = doctor.check_speed(load_settings({"video.size": "128"}))
     assert got == state and said in text
     assert ("lower fps or size under [video]" in text) == (state != doctor.GOOD)
-
-
-def test_the_doctor_tells_the_weights_and_their_licence(untrained, tmp_path):
-    state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
-    assert state == doctor.GOOD
-    assert str(untrained.directory) in text
-    assert text.endswith("none damaged; for tests")
-    with pytest.raises(WeightsError, match=r"no config\.json"):
-        doctor.check_weights(load_settings({"engine.weights": str(tmp_path / "none")}))
 
 
 def test_devices_are_listed(monkeypatch, capsys):

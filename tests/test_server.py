@@ -89,6 +89,7 @@ async def serving(token: str = "", model=None, renderer=LatentRenderer, **flags)
     settings = load_settings({**given, "video.size": "128", **{k.replace("__", "."): v for k, v in flags.items()}})
     told: list[str] = []
     show = make_show(settings, told.append, model or LoudnessModel(), renderer)
+    show.stream._ready_limit = 10_000  # a busy machine loses no sound here; losing frames is tested in test_live.py
     screen = Screen()
     show.sinks.append(screen)
     stop = asyncio.Event()
@@ -96,10 +97,12 @@ async def serving(token: str = "", model=None, renderer=LatentRenderer, **flags)
     async with aiohttp.ClientSession() as client:
         while not told and not task.done():
             await asyncio.sleep(0.01)
-        url = re.search(r"http://\S+[^/\s]", " ".join(told))[0]
-        yield Served(show, url, client, screen, stop, task, told)
-        stop.set()
-        await task
+        try:
+            url = re.search(r"http://\S+[^/\s]", " ".join(told))[0]
+            yield Served(show, url, client, screen, stop, task, told)
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 10)
 
 
 def live(coroutine):
@@ -756,7 +759,7 @@ def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypat
 
             watching = asyncio.create_task(watch())
             if kind == "ends":
-                for _ in range(300):
+                for _ in range(100):
                     await socket.send_json({"type": "end"})
                 await until(lambda: max(seen, default=0) > 60)
             else:
@@ -910,6 +913,15 @@ def test_what_becomes_of_an_utterance():
     assert parse_form({}) == PcmForm("s16le", 16_000, 1)
 
 
+def test_an_utterance_has_not_started_while_all_of_it_waits():
+    said = Utterance()
+    for samples in range(1, 100):  # seconds are no sum of pieces to the last digit, and a resampler holds some back
+        said.delivered += samples / SAMPLE_RATE
+        assert said.look(max(0, samples * (samples + 1) // 2 - 80) / SAMPLE_RATE) == []
+    short = Utterance(delivered=0.01, ended=True)
+    assert short.look(0.0) == [{"type": "started"}, {"type": "played", "seconds": 0.01}]
+
+
 # --- coming and going
 
 
@@ -986,21 +998,23 @@ def test_connections_are_limited_and_idle_ones_cut_off(monkeypatch):
         async with serving() as served:
             port = urlsplit(served.url).port
             monkeypatch.setattr(server_module, "CONNECTIONS", 2)
-            monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.4)
-            peers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            monkeypatch.setattr(server_module, "IDLE_SECONDS", 1.0)
             began = time.monotonic()
-            with contextlib.suppress(ConnectionError):
-                assert await peers[2][0].read() == b""
-            one_too_many = time.monotonic() - began
-            for reader, _ in peers[:2]:
+            peers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+
+            async def cut_off(reader):
                 with contextlib.suppress(ConnectionError):
                     assert await asyncio.wait_for(reader.read(), 5) == b""
+
+            *held, one_too_many = [asyncio.create_task(cut_off(reader)) for reader, _ in peers]
+            first, _ = await asyncio.wait([*held, one_too_many], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.gather(*held)
             idle = time.monotonic() - began
             async with served.client.get(served.url + "/health") as answer:
-                return one_too_many, idle, answer.status
+                return first == {one_too_many}, idle, answer.status
 
-    one_too_many, idle, status = live(hold())
-    assert one_too_many < 0.3 < idle
+    first_is_one_too_many, idle, status = live(hold())
+    assert first_is_one_too_many and idle >= 1.0
     assert status == 200
 
 

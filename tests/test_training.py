@@ -8,6 +8,7 @@ import wave
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -1306,7 +1307,7 @@ def test_the_student_learns_and_goes_on_exactly_where_it_stopped(tmp_path, monke
 
     monkeypatch.setattr(distil, "understood", lambda *_: 0.5)
     train(tmp_path / "whole", 4)
-    monkeypatch.setattr(distil.time, "monotonic", itertools.count().__next__)
+    monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     train(tmp_path / "parts", 4, "--minutes", 3.5 / 60)
     monkeypatch.undo()
     halfway = checkpoint(tmp_path / "parts")

@@ -228,6 +228,8 @@ def test_a_viewer_that_the_system_cannot_send_to_is_cut_and_the_others_are_not()
             await until(lambda: len(good.pictures) > 5 and len(bad.pictures) > 5)
             stuck = broadcast._viewers[1]
             stuck.video.waiting = lambda: MAX_WAITING + 1
+            began = head.index
+            await until(lambda: head.index > began + 45)  # what was on its way has come
             began, had, seen = head.index, len(good.pictures), len(bad.pictures)
             await until(lambda: head.index > began + 60)
             assert stuck.video.count <= stuck.video.limit and broadcast.figures()["frames_thinned"] > 0

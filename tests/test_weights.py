@@ -16,6 +16,8 @@ from safetensors.numpy import save
 from engine.backend import CpuBackend
 from engine.model import FIELDS, FILES, RUNTIME_ARRAYS, WEIGHTS, Model, WeightsError, find_weights
 from engine.renderer.cpu import GAUGES, FieldCounts, portrait_inputs, resting
+from plugin import doctor
+from plugin.settings import load_settings
 
 torch = pytest.importorskip("torch")
 
@@ -309,3 +311,12 @@ def test_a_folder_without_config_and_one_of_another_version_are_refused(folder, 
     assert "no config.json" in refused(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     assert "no config.json" in refused(tmp_path / "file")
+
+
+def test_the_doctor_tells_the_weights_and_their_licence(elsewhere, untrained, tmp_path):
+    state, text = doctor.check_weights(load_settings({"engine.weights": str(untrained.directory)}))
+    assert state == doctor.GOOD
+    assert str(untrained.directory) in text
+    assert text.endswith("none damaged; for tests")
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        doctor.check_weights(load_settings({"engine.weights": str(tmp_path / "none")}))

@@ -44,6 +44,8 @@ MESSAGE_BYTES = 1 << 20
 #: The head is fed this much at a time, and looked at this often.
 CHUNK_SECONDS = 0.05
 POLL_SECONDS = 0.02
+#: What a resampler holds back of what was delivered seems to be out, and is not: less than this.
+HELD_SECONDS = 0.02
 #: A ping this often keeps proxies from closing a silent connection. Nobody waits for the pong: while nothing is read,
 #: it would not be seen. That a peer is gone is for TCP to find out, in so long at the most.
 PING_SECONDS = 20.0
@@ -144,10 +146,11 @@ class Utterance:
         """What there is to tell of it, `unspoken` seconds of it being left."""
         self.spoken = max(self.spoken, self.delivered - unspoken)
         told: list[dict[str, Any]] = []
-        if self.spoken > 0 and not self.started:
+        played = self.ended and unspoken <= 0
+        if self.spoken > (0 if played else HELD_SECONDS) and not self.started:
             self.started = True
             told.append({"type": "started"})
-        if self.ended and unspoken <= 0:
+        if played:
             told.append({"type": "played", "seconds": round(self.spoken, 3)})
         return told
 
