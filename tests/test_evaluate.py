@@ -450,7 +450,7 @@ def test_results_that_cannot_be_kept_are_refused_before_the_work(data, tmp_path,
 
 def test_without_the_extra_one_line_says_what_to_install(data, monkeypatch):
     monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs mediapipe.*pip install 'ifmdm\[evaluate\]'"):
+    with pytest.raises(InputError, match=r"needs mediapipe.*pip install -c constraints.txt '\.\[evaluate\]'"):
         evaluation.run(arguments("--data", data))
 
 

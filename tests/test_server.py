@@ -499,7 +499,7 @@ def test_a_face_that_somebody_brought_can_be_chosen_again():
         async with serving(head__portrait="mine.jpg", head__consent="true", server__sessions="2") as served:
             shown, prepared = [], []
             stream, prepare = served.show.stream, served.show.prepare
-            stream.change_portrait = shown.append
+            stream.change_portrait = lambda face, renderer: shown.append(face)
             served.show.prepare = lambda picture: prepared.append(prepare(picture)) or prepared[-1]
 
             async def post(path, **more):
