@@ -379,7 +379,7 @@ def load_settings(
         settings = gather(set())
     except ValidationError as error:
         wrong += [tuple(str(part) for part in each["loc"][:2]) for each in error.errors()]
-    lines = [*_misspelt(), *(_explain(path, flags, names or {}, config, from_file) for path in wrong)]
+    lines = [*_misspelt(), *(_explain(path, _where(path, flags, names or {}, config, from_file)) for path in wrong)]
     if lines:
         raise SettingsError(*dict.fromkeys(lines), rest=gather(set(wrong)) if wrong else settings)
     return settings
@@ -508,15 +508,8 @@ def _where(
     return f"{config}: {setting} = {_shown(setting, _as_toml(given))}"
 
 
-def _explain(
-    path: tuple[str, ...],
-    flags: Mapping[str, Any],
-    names: Mapping[str, str],
-    config: Path | None,
-    from_file: Mapping[str, Any],
-) -> str:
-    """One line for a section, or a setting of one, that is wrong."""
-    place = _where(path, flags, names, config, from_file)
+def _explain(path: tuple[str, ...], place: str) -> str:
+    """One line for a section, or a setting of one, that is wrong. place: as _where says it."""
     section = Settings.model_fields.get(path[0])
     if section is None:
         return f"{place}: there is no such section or setting; there are {_listed(Settings)}"
