@@ -11,13 +11,14 @@ PINNED := pyproject.toml constraints.txt
 # By environment and not by `-c`, so that the versions hold for what builds the packages too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: help run test test-browser test-camera evaluate clean
+.PHONY: help run test test-browser test-camera test-soak evaluate clean
 
 help:
 	@echo "make run [ARGS=...]       the live head, shown on a page of its own (ifmdm run ARGS)"
 	@echo "make test                 run the tests and the linter"
 	@echo "make test-browser         watch the page in a browser for longer, and show the figures"
 	@echo "make test-camera          the virtual camera against a real driver, in an emulated machine (minutes)"
+	@echo "make test-soak            ten minutes of clients that come and go: do memory, threads and tasks stay flat?"
 	@echo "make evaluate ARGS=...    ifmdm evaluate ARGS, e.g. ARGS=\"--data clips/\""
 	@echo "make clean                remove $(VENV) and the caches"
 
@@ -41,6 +42,10 @@ test-browser: $(VENV)/.test $(VENV)/.browser
 # Debian 12, as root: it installs qemu and what a kernel module is compiled with.
 test-camera: $(VENV)/.run
 	@tests/camera/run.sh $(BIN)/python
+
+# Ten minutes (ARGS=60 for an hour) of viewers, speakers, interrupts, portraits and sessions that come and go.
+test-soak: $(VENV)/.test
+	@PYTHONPATH=. $(BIN)/python tests/soak.py $(ARGS)
 
 evaluate: $(VENV)/.evaluate
 	@$(BIN)/ifmdm evaluate $(ARGS)
