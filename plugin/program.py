@@ -33,7 +33,7 @@ def _told(status: int, lost: int) -> int:
     """The status, or `lost` if standard output did not take what was told."""
     problem = streams.flushed(sys.stdout)
     if problem:
-        print(f"ifmdm: standard output cannot be written ({problem}): what was to be told there is lost", file=sys.stderr)
+        print(f"ifmdm: standard output cannot be written ({problem}): what it was to tell is lost", file=sys.stderr)
     streams.flushed(sys.stderr)
     return lost if problem and not status else status
 

@@ -28,20 +28,26 @@ def status_of(number: int) -> int:
 
 
 @contextlib.contextmanager
-def handled(handler: Handler) -> Iterator[None]:
-    """While it lasts, signals go to the handler. Outside the main thread nothing changes."""
-    before = {}
-    try:
-        for number in ending():
-            before[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread: whoever started it handles signals
-        yield
-        return
+def kept() -> Iterator[None]:
+    """Afterwards signals do what they did before, whatever was set meanwhile: an event loop leaves the system's
+    defaults. Outside the main thread nothing changes."""
+    before = {number: signal.getsignal(number) for number in ending()}
     try:
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was if was is not None else signal.SIG_DFL)
+        with contextlib.suppress(ValueError):
+            for number, was in before.items():
+                signal.signal(number, was if was is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """While it lasts, signals go to the handler. Outside the main thread nothing changes."""
+    with kept():
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever started it handles signals
+            for number in ending():
+                signal.signal(number, handler)
+        yield
 
 
 def end_at_once(number: int, _: FrameType | None = None) -> None:

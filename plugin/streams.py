@@ -64,13 +64,14 @@ def open_descriptors() -> None:
 def _lenient(stream: TextIO | None, always_by_line: bool) -> TextIO:
     if stream is None:  # it was closed
         return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # under PYTHONUNBUFFERED there is nothing between
     if not isinstance(raw, io.RawIOBase):
         return stream
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(Lenient(raw)), stream.encoding, "backslashreplace",
-        line_buffering=always_by_line or stream.isatty(),
+        line_buffering=always_by_line or stream.isatty() or buffer is raw,
     )  # fmt: skip
 
 
