@@ -254,7 +254,7 @@ class Show:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_exit(self._close)
+            stack.push_async_exit(self.close)
             await stack.enter_async_context(self.stream)
             if self.source is not None:
                 ear = Ear(self.stream, self.source.live, self.floor)
@@ -288,7 +288,7 @@ class Show:
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
         resyncs, pace, warn = 0, Punctuality(self.form), self.alert or self.tell
-        checks: dict[Source | Sink, asyncio.Future] = {}
+        checks: dict[int, asyncio.Future] = {}  # of those that have not answered, by id
         while True:
             figures, late = self.stream.figures, pace.late
             if pace.look(time.monotonic(), figures.made, figures.late):
@@ -301,15 +301,17 @@ class Show:
                     warn("the machine stood still for a while; time goes on from now")
             failed, self._failed = self._failed, set()
             devices = [each for each in (self.source, *self.sinks) if each is not None]
-            checks = {each: checks.get(each) or worker.begin(each.check, name="check") for each in devices}
-            if checks:
-                await asyncio.wait(checks.values(), timeout=ANSWER_SECONDS)
+            late_ones = checks
+            checks = {id(each): checks.get(id(each)) or worker.begin(each.check, name="check") for each in devices}
+            fresh = [check for each, check in checks.items() if each not in late_ones]
+            if fresh:
+                await asyncio.wait(fresh, timeout=ANSWER_SECONDS)
             for each in devices:
-                if not checks[each].done():  # it is not asked again until it has answered
+                if not checks[id(each)].done():  # it is not asked again until it has answered
                     self._report(each.name, f"{each.name}: its driver does not answer")
                     continue
                 try:
-                    problem = checks.pop(each).result()
+                    problem = checks.pop(id(each)).result()
                 except Exception as error:
                     self._blame(each, error)
                     continue
@@ -341,8 +343,9 @@ class Show:
             self.tell(f"{name}: works again")
         self.problems[name] = problem
 
-    async def _close(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Source first, then all sinks at once: none may keep another from finishing."""
+    async def close(self, kind: type | None = None, error: BaseException | None = None, trace: object = None) -> None:
+        """Source first, then all sinks at once: none may keep another from finishing. Raises TransportError if one of
+        those could not, unless there is an error already."""
         if self.source is not None:
             try:
                 await worker.within(ANSWER_SECONDS, self.source.close, name="close")
@@ -506,6 +509,12 @@ async def _made(make: Callable[[], Show], stop: asyncio.Event) -> Show:
         await asyncio.wait([making, stopped], return_when=asyncio.FIRST_COMPLETED)
         if not making.done():
             await asyncio.wait([making], timeout=STOP_SECONDS)
+    except asyncio.CancelledError:  # Ctrl-C on Windows
+        stop.set()
+        await asyncio.wait([making], timeout=STOP_SECONDS)
+        if making.done() and making.exception() is None:
+            await making.result().close()
+        raise
     finally:
         stopped.cancel()
     if not making.done():
