@@ -1,12 +1,11 @@
-"""The program `ifmdm`: what concerns the process as a whole, around the command line."""
+"""The program `ifmdm`: what concerns the process as a whole, around the command line.
 
-import atexit
+Little is imported here before `main` runs: until then Ctrl-C would show a traceback.
+"""
+
 import os
+import signal
 import sys
-import threading
-from types import FrameType
-
-from plugin import signals, streams
 
 #: What is registered to be called at the exit may take so long, where a thread was left behind.
 EXIT_SECONDS = 2.0
@@ -14,6 +13,10 @@ EXIT_SECONDS = 2.0
 
 def main() -> int:
     """Run this process's command line. Returns the exit status; ends the process where returning could not."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system's own way, until there is a better one
+    from plugin import signals, streams
+
     with signals.handled(signals.end_at_once):
         streams.open_descriptors()
         streams.make_lenient()
@@ -31,6 +34,8 @@ def main() -> int:
 
 def _told(status: int, lost: int) -> int:
     """The status, or `lost` if standard output did not take what was told."""
+    from plugin import streams
+
     problem = streams.flushed(sys.stdout)
     if problem:
         print(f"ifmdm: standard output cannot be written ({problem}): what it was to tell is lost", file=sys.stderr)
@@ -44,6 +49,9 @@ def _leave(status: int) -> None:
     Python would call the interpreter's end with them running, and one that comes back from native code then is ended
     through frames of C++ that allow no such thing: the process aborts (cpython issue 87135).
     """
+    import atexit
+    import threading
+
     main = threading.main_thread()
     if all(thread is main for thread in threading.enumerate()):
         return
@@ -54,7 +62,9 @@ def _leave(status: int) -> None:
     _exit_now(status)
 
 
-def _exit_now(status: int, _: FrameType | None = None) -> None:
+def _exit_now(status: int) -> None:
+    from plugin import streams
+
     for stream in (sys.stdout, sys.stderr):
         streams.flushed(stream)
     os._exit(status)
