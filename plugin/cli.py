@@ -5,21 +5,20 @@ sees torch.
 """
 
 import argparse
-import contextlib
 import importlib
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin import __version__
+from plugin.signals import unwinding
 
 if TYPE_CHECKING:
     from plugin.settings import Settings
 
-OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -132,18 +131,19 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; None takes the program's own. Returns the exit status.
 
-    0: done. 2: something given is wrong, said in one line. 1: our fault. 130, 143: interrupted, terminated.
+    0: done. 2: something given is wrong, said in one line. 1: our fault. 130: interrupted. Raises SystemExit with 0
+    after a help text, 2 for a command line that cannot be read, 143 and 129 for SIGTERM and SIGHUP in the middle of
+    something that had to be undone.
     """
     argv = _join_negative(list(sys.argv[1:] if argv is None else argv))
     debug = "--debug" in argv
     try:
-        with _clean_termination():
-            parser, run = _parser(argv)
-            args = parser.parse_args(argv)
-            if run is None:
-                parser.print_help()
-                return BAD_INPUT
-            return run(args) or OK
+        parser, run = _parser(argv)
+        args = parser.parse_args(argv)
+        if run is None:
+            parser.print_help()
+            return BAD_INPUT
+        return run(args) or OK
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, debug)
     except ModuleNotFoundError as error:
@@ -206,7 +206,12 @@ def _delegate(module: str, parser: argparse.ArgumentParser) -> Run:
     """Let a module add its arguments; return what runs it."""
     chosen = importlib.import_module(module)
     chosen.add_arguments(parser)
-    return chosen.run
+
+    def run(args: argparse.Namespace) -> int | None:
+        with unwinding():
+            return chosen.run(args)
+
+    return run
 
 
 def _add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -313,24 +318,6 @@ def _join_negative(argv: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-@contextlib.contextmanager
-def _clean_termination() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files go."""
-
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread: whoever started it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

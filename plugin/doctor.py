@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from plugin import worker
 from plugin.settings import (
     DEFAULT_CONFIG,
     RenderSettings,
@@ -19,6 +21,8 @@ from plugin.settings import (
 )
 
 GOOD, POOR, BAD = "ok", "note", "FAILS"
+#: How long a driver may take to answer.
+DRIVER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,25 @@ def check_clip(settings: Settings) -> tuple[str, str]:
     return GOOD, f"{settings.render.output} can be written"
 
 
+def asked(call: Callable[..., Any], *given: Any) -> Any:
+    """What a driver comes to. Raises TransportError if it does not answer."""
+    from transports.media import TransportError
+
+    try:
+        return worker.wait_for(DRIVER_SECONDS, call, *given)
+    except worker.Unanswered:
+        told = f"the driver did not answer in {DRIVER_SECONDS:g} s; restart what uses it, or the machine"
+        raise TransportError(told) from None
+
+
 def check_camera(settings: Settings) -> tuple[str, str]:
     from transports.media import TransportError
     from transports.virtual_camera import CameraOptions, try_camera
 
     wanted = "camera" in settings.live.outputs
+    options = CameraOptions(**settings.camera.model_dump())
     try:
-        device = try_camera(CameraOptions(**settings.camera.model_dump()), settings.video.size, settings.video.fps)
+        device = asked(try_camera, options, settings.video.size, settings.video.fps)
     except TransportError as error:
         return (BAD if wanted else POOR), str(error)
     return GOOD, f"{device} can be opened"
@@ -122,7 +138,7 @@ def _check_sound(settings: Settings, output: bool) -> tuple[str, str]:
     wanted = "audio" in settings.live.outputs if output else settings.live.source == "microphone"
     device = settings.audio.device if output else settings.microphone.device
     try:
-        found = find_device(load_sounddevice(), device, output)
+        found = asked(lambda: find_device(load_sounddevice(), device, output))
     except TransportError as error:
         return (BAD if wanted else POOR), str(error)
     return GOOD, f"{found.index}: {found.name}, {found.rate} Hz"
@@ -299,7 +315,7 @@ def devices() -> None:
         print(f"  none; {MEND['linux']}")
     print(f"  backends: {', '.join(camera_backends()) or 'none'}")
     try:
-        found = sound_devices(load_sounddevice())
+        found = asked(lambda: sound_devices(load_sounddevice()))
     except TransportError as error:
         print(f"Microphones and sound outputs: {error}")
         return

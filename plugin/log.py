@@ -45,8 +45,16 @@ class TextFormatter(logging.Formatter):
         return "\n".join([f"ifmdm: {grave}{line}", *_trace(record)])
 
 
+def _scalar(value: object) -> object:
+    """A file name that is not UTF-8 as text that is: JSON knows no lone surrogates (RFC 8259 section 8.2)."""
+    if isinstance(value, int | float | bool | None):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message, what else belongs to it, and error."""
+    """One object a line: time (RFC 3339, UTC), level, logger, message, what else belongs to it, and error. In ASCII,
+    which is the same in whatever encoding the line is written."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -59,9 +67,10 @@ class JsonFormatter(logging.Formatter):
         }
         if error := _error(record):
             told["error"] = " ".join(error.split())
+        told = {name: _scalar(value) for name, value in told.items()}
         if trace := _trace(record):
-            told["trace"] = trace
-        return json.dumps(told, default=str, ensure_ascii=False)
+            told["trace"] = [_scalar(line) for line in trace]
+        return json.dumps(told)
 
 
 class Terminal(logging.Handler):
@@ -74,20 +83,14 @@ class Terminal(logging.Handler):
         self._out, self._live, self._shown = out, form == "text" and out.isatty(), 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-            self._clear()
-            print(line, file=self._out, flush=True)
-        except (OSError, ValueError):  # nobody reads any more; the head goes on
-            pass
+        self._clear()
+        self._write(self.format(record) + "\n")
 
     def status(self, line: str) -> None:
         with self.lock:
             if self._live:
                 self._clear()
-                self._out.write(line[:200])
-                self._out.flush()
-                self._shown = min(len(line), 200)
+                self._shown = len(self._write(line[:200]))
 
     def clear(self) -> None:
         with self.lock:
@@ -95,8 +98,17 @@ class Terminal(logging.Handler):
 
     def _clear(self) -> None:
         if self._shown:
-            self._out.write("\r" + " " * self._shown + "\r")
+            self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
+
+    def _write(self, text: str) -> str:
+        """What was shown, as it was: nothing that cannot be written stops the head."""
+        encoding = getattr(self._out, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            self._out.write(text)
+            self._out.flush()
+        return text
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A portrait and a voice in, an MP4 of the portrait speaking out."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from engine.speech import SpeechInput, Voice, read_voice
 from plugin import __version__
 from plugin.badge import Badge
 from plugin.settings import Settings
+from plugin.signals import unwinding
 from transports.file import Mp4Writer, check_output
 
 ASSETS = Path(__file__).parent / "assets"
@@ -173,25 +175,30 @@ def render(
     head = start(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)), settings)
     badge = Badge(video.size) if video.badge else None
 
-    writer = Mp4Writer(
-        output,
-        width=video.size,
-        height=video.size,
-        fps=video.fps,
-        audio_rate=voice.rate,
-        audio_channels=voice.samples.shape[1],
-        tags={"comment": PROVENANCE, "description": PROVENANCE},
-    )
-    bar = tqdm(
-        total=ceil(voice.seconds * video.fps),
-        unit=" frames",
-        desc="Rendering",
-        file=sys.stderr,
-        disable=not progress,
-        # A log is no place for a bar that moves ten times a second.
-        mininterval=0.1 if sys.stderr.isatty() else 2.0,
-    )
-    with writer, bar:
+    with unwinding() as signals, contextlib.ExitStack() as stack:
+        with signals.held():
+            writer = stack.enter_context(
+                Mp4Writer(
+                    output,
+                    width=video.size,
+                    height=video.size,
+                    fps=video.fps,
+                    audio_rate=voice.rate,
+                    audio_channels=voice.samples.shape[1],
+                    tags={"comment": PROVENANCE, "description": PROVENANCE},
+                )
+            )
+        bar = stack.enter_context(
+            tqdm(
+                total=ceil(voice.seconds * video.fps),
+                unit=" frames",
+                desc="Rendering",
+                file=sys.stderr,
+                disable=not progress,
+                # A log is no place for a bar that moves ten times a second.
+                mininterval=0.1 if sys.stderr.isatty() else 2.0,
+            )
+        )
         for piece, frames in speak(voice, head):
             writer.write_audio(piece)
             for frame in frames:

@@ -7,7 +7,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 from statistics import median
@@ -20,18 +22,25 @@ from engine.model import find_weights
 from engine.portrait import load_portrait
 from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
+from plugin import signals, worker
 from plugin.adapters import check_names, make_sinks, make_source
 from plugin.badge import Badge
 from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
-from transports.media import Interruptible, MediaFormat, Probed, Sink, Source
+from transports.media import CLOSE_SECONDS, Interruptible, MediaFormat, Probed, Sink, Source, TransportError
 from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
 _PORTRAIT_SIZE = 512
 _CHECK_SECONDS = 1.0
+#: How long devices may take to be looked after, and a source to be closed, until the others go on without them.
+ANSWER_SECONDS = 3.0
+#: How long the start may take to notice that it is to end.
+STOP_SECONDS = 10.0
+#: A second Ctrl-C is one that comes so long after the first; before, it is the same one that came on two ways.
+AGAIN_SECONDS = 0.5
 #: A guest louder than this speaks; a muted or idle microphone is below.
 GUEST_SILENCE_DB = -50.0
 _STATUS_SECONDS = 0.5
@@ -245,7 +254,7 @@ class Show:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_exit(self._close)
+            stack.push_async_exit(self.close)
             await stack.enter_async_context(self.stream)
             if self.source is not None:
                 ear = Ear(self.stream, self.source.live, self.floor)
@@ -279,6 +288,7 @@ class Show:
     async def _watch(self) -> None:
         """Look after the devices, and keep them in step with the slowest."""
         resyncs, pace, warn = 0, Punctuality(self.form), self.alert or self.tell
+        checks: dict[int, asyncio.Future] = {}  # of those that have not answered, by id
         while True:
             figures, late = self.stream.figures, pace.late
             if pace.look(time.monotonic(), figures.made, figures.late):
@@ -290,11 +300,18 @@ class Show:
                 if late <= SLOW_SHARE:  # else it did not stand still, but has too much to do
                     warn("the machine stood still for a while; time goes on from now")
             failed, self._failed = self._failed, set()
-            for each in (self.source, *self.sinks):
-                if each is None:
+            devices = [each for each in (self.source, *self.sinks) if each is not None]
+            late_ones = checks
+            checks = {id(each): checks.get(id(each)) or worker.begin(each.check, name="check") for each in devices}
+            fresh = [check for each, check in checks.items() if each not in late_ones]
+            if fresh:
+                await asyncio.wait(fresh, timeout=ANSWER_SECONDS)
+            for each in devices:
+                if not checks[id(each)].done():  # it is not asked again until it has answered
+                    self._report(each.name, f"{each.name}: its driver does not answer")
                     continue
                 try:
-                    problem = await asyncio.to_thread(each.check)
+                    problem = checks.pop(id(each)).result()
                 except Exception as error:
                     self._blame(each, error)
                     continue
@@ -326,11 +343,17 @@ class Show:
             self.tell(f"{name}: works again")
         self.problems[name] = problem
 
-    async def _close(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Source first, then all sinks at once: none may keep another from finishing."""
+    async def close(self, kind: type | None = None, error: BaseException | None = None, trace: object = None) -> None:
+        """Source first, then all sinks at once: none may keep another from finishing. Raises TransportError if one of
+        those could not, unless there is an error already."""
         if self.source is not None:
-            self._call(self.source, self.source.close)
-        results = await asyncio.gather(*(asyncio.to_thread(sink.close) for sink in self.sinks), return_exceptions=True)
+            try:
+                await worker.within(ANSWER_SECONDS, self.source.close, name="close")
+            except worker.Unanswered:
+                self._report(self.source.name, f"{self.source.name}: its driver does not answer; it is left as it is")
+            except Exception as failure:
+                self._blame(self.source, failure)
+        results = await asyncio.gather(*map(_close, self.sinks), return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]
         if failed and error is None:  # else that one is why
             raise failed[0]
@@ -348,6 +371,14 @@ class Show:
             *(f"{name}: {problem or 'ok'}" for name, problem in self.problems.items()),
         ]
         return "  ".join(parts)
+
+
+async def _close(sink: Sink) -> None:
+    """Raises TransportError for one that is not closed in its time."""
+    try:
+        await worker.within(getattr(sink, "close_seconds", CLOSE_SECONDS), sink.close, name="close")
+    except worker.Unanswered:
+        raise TransportError(f"{sink.name}: its driver does not answer; it is left as it is") from None
 
 
 async def _cancel(tasks: Sequence[asyncio.Task]) -> None:
@@ -470,20 +501,56 @@ def _recording(path: str, tell: Callable[[str], None]) -> RecordingSink:
     return RecordingSink(take, {"comment": PROVENANCE, "description": PROVENANCE})
 
 
+async def _made(make: Callable[[], Show], stop: asyncio.Event) -> Show:
+    """What `make` comes to, in a thread, which is left behind if it does not stop when it should: a driver may be
+    stuck. Raises Stopped."""
+    making, stopped = worker.begin(make, name="start"), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([making, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            await asyncio.wait([making], timeout=STOP_SECONDS)
+    except asyncio.CancelledError:  # Ctrl-C on Windows
+        stop.set()
+        await asyncio.wait([making], timeout=STOP_SECONDS)
+        if making.done() and making.exception() is None:
+            await making.result().close()
+        raise
+    finally:
+        stopped.cancel()
+    if not making.done():
+        raise Stopped
+    return making.result()
+
+
+@dataclass
+class Leaving:
+    """What the signals do that ask for the end: the first sets `stop`, a second Ctrl-C ends the process at once."""
+
+    stop: asyncio.Event
+    show: Show | None = None
+    _first: float = inf
+
+    def leave(self, number: int) -> None:
+        if not self.stop.is_set():
+            self.stop.set()
+            self._first = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._first > AGAIN_SECONDS:
+            for sink in self.show.sinks if self.show else []:
+                if isinstance(sink, RecordingSink) and sink.part.exists():
+                    _log.warning(f"{sink.path}: not finished; what was recorded is in {sink.part}")
+            signals.end_at_once(number)
+
+
 async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def leave() -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt  # the second time: at once, and files are lost
-        stop.set()
-
+    leaving = Leaving(stop)
+    loop.set_default_executor(_Unwaited())
     # Windows has no such handlers: there Ctrl-C cancels this, which cleans up just the same
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, leave)
+        for number in signals.ending():
+            loop.add_signal_handler(number, leaving.leave, number)
     try:
-        show = await asyncio.to_thread(make, settings, _log.info, stopped=stop.is_set)
+        show = leaving.show = await _made(partial(make, settings, _log.info, stopped=stop.is_set), stop)
     except Stopped:
         _log.info("ended before it was live")
         return
@@ -517,8 +584,17 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
             _log.warning(f"{sink.path}: nothing was recorded, since it ended before the first frame")
 
 
+class _Unwaited(ThreadPoolExecutor):
+    """For the event loop's threads: asyncio waits at the end for all of them, and one may be stuck. All work that
+    matters has been waited for by then."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 def run(settings: Settings, make: Callable[..., Show] = make_show, out: TextIO | None = None) -> None:
-    """Run the live head until it is stopped. Ctrl-C and SIGTERM are the normal end: devices are released and the
-    recording is finished. Raises InputError or TransportError for what cannot be used."""
-    with logging_to(out, settings.log.level, settings.log.format) as terminal:
+    """Run the live head until it is stopped. Ctrl-C, SIGTERM and SIGHUP are the normal end: devices are released and
+    the recording is finished. A second Ctrl-C ends the process. Raises InputError or TransportError for what cannot be
+    used."""
+    with logging_to(out, settings.log.level, settings.log.format) as terminal, signals.kept():
         asyncio.run(_run(settings, terminal, make))

@@ -4,16 +4,27 @@ A setting is looked for among the flags of the command, then in the environment 
 the config file, then here. Each field's description says what is allowed: it is what help and refusals print.
 """
 
+import codecs
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
@@ -38,6 +49,16 @@ def _true_or_false(value: Any) -> Any:
     return value
 
 
+def _named(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """pydantic takes no name that is not UTF-8, which Python spells with lone surrogates (PEP 383)."""
+    return value if isinstance(value, str) and _SURROGATE.search(value) else check(value)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: The name of a file or a device, which a system may have in any encoding.
+Name = Annotated[str, WrapValidator(_named)]
+
 # pydantic would read fps = true as 1.
 _NUMBER = BeforeValidator(_no_bool)
 # And consent = "y" as true.
@@ -49,6 +70,10 @@ Real = Annotated[float, _NUMBER]
 _LISTS = ("head.pose", "live.outputs", "server.origins", "webrtc.codecs", "webrtc.ice_servers", "whip.ice_servers")
 #: Settings whose value is never shown.
 _SECRETS = ("server.token", "whip.token", "webrtc.ice_servers", "whip.ice_servers")
+
+_BACKSLASH = (
+    "a backslash between \"...\" begins a special character: write the path between '...', or with / in place of \\"
+)
 
 _SECTION = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -99,7 +124,7 @@ class HeadSettings(BaseModel):
 
     model_config = _SECTION
 
-    portrait: str = Field("ada", min_length=1, description="the name of a bundled portrait or a picture file")
+    portrait: Name = Field("ada", min_length=1, description="the name of a bundled portrait or a picture file")
     consent: Flag = Field(False, description="true if you may use a face that is not bundled, else false")
     intensity: Real = Field(1.0, ge=0, le=2, description="a number from 0 (still) to 2 (twice as lively)")
     pose: tuple[
@@ -128,7 +153,7 @@ class EngineSettings(BaseModel):
 
     model_config = _SECTION
 
-    weights: str = Field(
+    weights: Name = Field(
         "research", min_length=1, description="research, clean, or a folder made by `ifmdm train export`"
     )
     backend: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda (an NVIDIA GPU)")
@@ -139,8 +164,8 @@ class RenderSettings(BaseModel):
 
     model_config = _SECTION
 
-    audio: str = Field("", description="a file with a voice; none for the bundled voice")
-    output: str = Field("out.mp4", min_length=1, description="an MP4 file in a folder that exists")
+    audio: Name = Field("", description="a file with a voice; none for the bundled voice")
+    output: Name = Field("out.mp4", min_length=1, description="an MP4 file in a folder that exists")
 
 
 class LiveSettings(BaseModel):
@@ -154,7 +179,7 @@ class LiveSettings(BaseModel):
     outputs: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         (), description="a list of camera, audio, whip, or outputs that other packages bring"
     )
-    record: str = Field("", description="an MP4 file in a folder that exists; none for no recording")
+    record: Name = Field("", description="an MP4 file in a folder that exists; none for no recording")
     latency: Literal["interactive", "balanced", "quality"] = Field(
         "balanced", description="interactive, balanced or quality"
     )
@@ -169,7 +194,7 @@ class VoiceSettings(BaseModel):
 
     model_config = _SECTION
 
-    file: str = Field("", description="a file with a voice; none for the bundled voice")
+    file: Name = Field("", description="a file with a voice; none for the bundled voice")
     loop: Flag = Field(True, description="true to begin again at the end, false to stop there")
     pause: Seconds = Field(1.0, description="a number of seconds")
 
@@ -179,7 +204,7 @@ class MicrophoneSettings(BaseModel):
 
     model_config = _SECTION
 
-    device: str = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
+    device: Name = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
 
 
 class StdinSettings(BaseModel):
@@ -197,7 +222,7 @@ class CameraSettings(BaseModel):
 
     model_config = _SECTION
 
-    device: str = Field("", description="a device such as /dev/video2; none for the first virtual one")
+    device: Name = Field("", description="a device such as /dev/video2; none for the first virtual one")
     backend: str = Field("", description="v4l2loopback, obs or unitycapture; none for what this system has")
     fps: Whole = Field(30, ge=0, le=120, description="a whole number from 1 to 120, 0 for the head's own")
     shape: Literal["square", "wide"] = Field("square", description="square or wide")
@@ -211,7 +236,7 @@ class AudioSettings(BaseModel):
 
     model_config = _SECTION
 
-    device: str = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
+    device: Name = Field("", description="a number or name that `ifmdm devices` shows; none for the usual one")
 
 
 class ServerSettings(BaseModel):
@@ -374,12 +399,18 @@ def load_settings(
 
         return Sourced(**_by_section(flags))
 
-    wrong = [path for path in _mistyped(from_file) if ".".join(path) not in flags and _variable(path) is None]
+    special = set(_special(from_file))
+    odd = (*_mistyped(from_file), *sorted(special))
+    wrong = [path for path in odd if ".".join(path) not in flags and _variable(path) is None]
     try:
         settings = gather(set())
     except ValidationError as error:
         wrong += [tuple(str(part) for part in each["loc"][:2]) for each in error.errors()]
-    lines = [*_misspelt(), *(_explain(path, _where(path, flags, names or {}, config, from_file)) for path in wrong)]
+    places = [(path, _where(path, flags, names or {}, config, from_file)) for path in wrong]
+    lines = [
+        *_misspelt(),
+        *(f"{place}: {_BACKSLASH}" if path in special else _explain(path, place) for path, place in places),
+    ]
     if lines:
         raise SettingsError(*dict.fromkeys(lines), rest=gather(set(wrong)) if wrong else settings)
     return settings
@@ -423,6 +454,15 @@ def _mistyped(from_file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name, value in given.items() if isinstance(given, Mapping) else ():
             if name in known and odd(known[name].default, value):
                 yield section, name
+
+
+def _special(from_file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings of ours whose text has special characters in it: "C:\\new\\take.mp4" is TOML, and no path."""
+    for section, given in from_file.items():
+        if section in Settings.model_fields and section != "plugins" and isinstance(given, Mapping):
+            for name, value in given.items():
+                if isinstance(value, str) and _CONTROL.search(value):
+                    yield section, name
 
 
 def _misspelt() -> list[str]:
@@ -477,12 +517,42 @@ def _by_section(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: this is not TOML: {error}") from error
-    except OSError as error:
-        raise SettingsError(f"{path}: the config file cannot be read ({error.strerror})") from error
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SettingsError(f"{path}: the config file cannot be read ({_reason(error)})") from error
+    text = _decoded(path, data)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a number too long, or nested too deeply"
+        raise SettingsError(f"{path}: this is not TOML: {reason}{_backslash_hint(text, reason)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    """TOML is UTF-8; editors of Windows put a mark before it, or write UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        raise SettingsError(f"{path}: this is UTF-16, and TOML is UTF-8: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SettingsError(
+            f"{path}: this is not TOML: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}): save it as UTF-8"
+        ) from error
+
+
+def _backslash_hint(text: str, reason: str) -> str:
+    """What to write instead of "C:\\Users\\me", if that is what is wrong."""
+    line = re.search(r"at line (\d+)", reason)
+    lines = text.splitlines()
+    wrong = lines[int(line[1]) - 1] if line and int(line[1]) <= len(lines) else ""
+    if not re.search(r'"[^"]*\\', wrong):
+        return ""
+    return f"; {_BACKSLASH}"
 
 
 def _where(

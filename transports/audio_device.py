@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from transports.media import LazySink, MediaFormat, MediaFrame
-from transports.portaudio import DeviceStream, find_device, load_sounddevice
+from transports.portaudio import DeviceStream, find_device, list_anew, load_sounddevice
 
 BLOCK_SECONDS = 0.01
 #: A wrong position is mended at once beyond the first, sample by sample beyond the second.
@@ -78,8 +78,10 @@ class AudioDeviceSink(LazySink):
         self._form = form
         self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self, anew: bool = False) -> None:
         module = load_sounddevice()
+        if anew:
+            list_anew(module)
         device = find_device(module, self._device, output=True)
         with self._lock:
             self._rate = device.rate

@@ -72,7 +72,12 @@ class Sink(Protocol):
         """Called about once a second, off the event loop. Mends what it can; "" or one line on what is wrong."""
 
     def close(self) -> None:
-        """Let go of everything, within seconds; a file is playable then."""
+        """Let go of everything, within seconds; a file is playable then. After CLOSE_SECONDS, or as many as the sink
+        has as `close_seconds`, nobody waits for it any more."""
+
+
+#: How long a device may take to be closed. A driver that is stuck never ends.
+CLOSE_SECONDS = 10.0
 
 
 class LazySink:

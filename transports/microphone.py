@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transports.media import Deliver
-from transports.portaudio import DeviceStream, find_device, load_sounddevice
+from transports.portaudio import DeviceStream, find_device, list_anew, load_sounddevice
 
 BLOCK_SECONDS = 0.01
 
@@ -31,8 +31,10 @@ class MicrophoneSource:
         self._deliver = deliver
         self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self, anew: bool = False) -> None:
         module = load_sounddevice()
+        if anew:
+            list_anew(module)
         device = find_device(module, self._device, output=False)
         self._rate = device.rate
         self._stream.start(

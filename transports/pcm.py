@@ -64,5 +64,7 @@ class PcmSource:
 
 
 def create(options: Mapping[str, Any]) -> PcmSource:
-    """The source "stdin". options: encoding, rate, channels."""
+    """The source "stdin". options: encoding, rate, channels. Raises TransportError where standard input is closed."""
+    if sys.stdin is None:
+        raise TransportError("standard input is closed; let a program send raw sound: some-tts | ifmdm run ...")
     return PcmSource(sys.stdin.buffer, **options)

@@ -1,6 +1,14 @@
-"""sounddevice, imported only when sound devices are asked for, and how devices are named."""
+"""sounddevice, imported only when sound devices are asked for, and how devices are named.
 
+PortAudio lists the devices once, when it starts, and a device that comes back may be known by the new list only. So
+before a device is opened again PortAudio is started anew, which no stream survives: that is done only while no other
+stream of ours is open. Until then a device may be found again by its old place, or not.
+"""
+
+import contextlib
 import importlib
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,6 +19,12 @@ from transports.media import TransportError
 #: Devices that came or went are noticed this long after; opening is tried again with growing pauses up to the last.
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 DEAD_SECONDS = 1.5
+#: How long one device waits for another that is being opened again.
+TURN_SECONDS = 1.0
+
+# There is one PortAudio in a process, and these are of it: who has a stream, and whose turn it is to begin one again.
+_OPEN: "weakref.WeakSet[DeviceStream]" = weakref.WeakSet()
+_TURN = threading.Lock()
 
 
 def load_sounddevice() -> ModuleType:
@@ -22,6 +36,22 @@ def load_sounddevice() -> ModuleType:
     except OSError:
         # PyPI's wheel brings PortAudio for Windows and macOS only
         raise TransportError("sound devices need PortAudio: sudo apt-get install libportaudio2") from None
+    except Exception as error:  # of sounddevice's own, which is not there to be named
+        raise TransportError(f"sound devices cannot be used: {' '.join(str(error).split())}") from None
+
+
+def list_anew(module: ModuleType) -> None:
+    """Have PortAudio look which devices there are now. All its streams must be closed. Does nothing where sounddevice
+    cannot do that."""
+    terminate, initialize = getattr(module, "_terminate", None), getattr(module, "_initialize", None)
+    if terminate is None or initialize is None:
+        return
+    with contextlib.suppress(module.PortAudioError):  # it was not started, since that failed the last time
+        terminate()
+    try:
+        initialize()
+    except module.PortAudioError as error:
+        raise TransportError(f"sound devices cannot be listed ({' '.join(str(error).split())})") from error
 
 
 @dataclass(frozen=True)
@@ -72,11 +102,12 @@ def find_device(module: ModuleType, wanted: str, output: bool) -> SoundDevice:
 class DeviceStream:
     """A PortAudio stream that is begun again when its device was gone and comes back.
 
-    begin: finds the device and calls `start`, raising TransportError; trouble: a line for when the device is silent;
-    clock: seconds. `beat` is for PortAudio's thread, with each block.
+    begin: finds the device, in a new list of devices if the argument says so, and calls `start`, raising
+    TransportError; trouble: a line for when the device is silent; clock: seconds. `beat` is for PortAudio's thread,
+    with each block.
     """
 
-    begin: Callable[[], None]
+    begin: Callable[[bool], None]
     trouble: str
     clock: Callable[[], float]
     closed: bool = False
@@ -86,11 +117,13 @@ class DeviceStream:
 
     def start(self, make: Callable[[], Any], failed: str, errors: tuple[type[Exception], ...]) -> None:
         """Make the stream and let it run. Raises TransportError, which begins with `failed`, for those errors."""
+        _OPEN.add(self)
         try:
             self._stream = make()
             self._last = self.clock()
             self._stream.start()
         except errors as error:
+            self._drop()
             raise TransportError(f"{failed} ({' '.join(str(error).split())})") from error
 
     def beat(self) -> float:
@@ -107,13 +140,25 @@ class DeviceStream:
         pause = RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)]
         if silent > pause and not self.closed:
             self._tries += 1
-            self._drop()
-            try:
-                self.begin()
-            except TransportError as error:
-                self._last = self.clock() - DEAD_SECONDS
-                return str(error)
+            return self._begin_again() or self.trouble
         return self.trouble
+
+    def _begin_again(self) -> str:
+        """Why that is not possible; "" if it was."""
+        if not _TURN.acquire(timeout=TURN_SECONDS):
+            return ""
+        try:
+            self._drop()
+            alone = not _OPEN
+            self.begin(alone)
+        except TransportError as error:
+            self._last = self.clock() - DEAD_SECONDS
+            return str(error) if alone else f"{error}; one that was plugged in again may be seen after a restart only"
+        finally:
+            _TURN.release()
+        if self.closed:  # meanwhile
+            self._drop()
+        return ""
 
     def close(self) -> None:
         self.closed = True
@@ -122,8 +167,8 @@ class DeviceStream:
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            try:
+            with contextlib.suppress(Exception):  # the device is gone; so is the stream
                 stream.abort()
+            with contextlib.suppress(Exception):
                 stream.close()
-            except Exception:  # the device is gone; so is the stream
-                return
+        _OPEN.discard(self)

@@ -55,6 +55,7 @@ class RecordingSink(LazySink):
     """
 
     name = "recording"
+    close_seconds = CLOSE_SECONDS + 5
 
     def __init__(self, path: str | Path, tags: Mapping[str, str] | None = None) -> None:
         """path: an MP4 file. Raises OutputError if it cannot be there."""
@@ -82,6 +83,11 @@ class RecordingSink(LazySink):
     @property
     def path(self) -> Path:
         return self._path
+
+    @property
+    def part(self) -> Path:
+        """The hidden file that it is until it is whole."""
+        return self._writer.part
 
     @property
     def frames(self) -> int:
