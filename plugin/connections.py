@@ -29,8 +29,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 DESCRIPTOR_SHARE = 0.5
 #: What accept() says where the system has no more to give.
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-#: Then it is tried again after so many seconds, and told again after so many.
-ACCEPT_AGAIN_SECONDS, TELL_AGAIN_SECONDS = 0.2, 60.0
+#: Then it is tried again after so many seconds (the first if another connection made room), and told again after so
+#: many.
+ROOM_SECONDS, ACCEPT_AGAIN_SECONDS, TELL_AGAIN_SECONDS = 0.01, 0.2, 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Connection(web.RequestHandler):
     def __init__(self, server: web.Server, connections: "Connections", **given: Any) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
         super().__init__(
-            server, loop=loop, access_log=None, keepalive_timeout=limits.idle, lingering_time=limits.linger,
+            server, loop=loop, access_log=None, keepalive_timeout=2 * limits.idle, lingering_time=limits.linger,
             auto_decompress=False, **given,
         )  # fmt: skip
         # aiohttp has 32 of them, each with a head of its own
@@ -203,17 +204,27 @@ class Connection(web.RequestHandler):
         elif now - self._unread >= self.limits.write:
             return self.cut()
         self._drained = False
-        if self._unread is None and self._at_work is None and now - self._waits >= self.limits.idle + self.limits.linger:
-            self.cut()  # aiohttp has closed it by now, unless it is at a loss
+        if self._unread is None and self._at_work is None and now - self._waits >= self.limits.idle:
+            self.cut()
 
     def cut(self) -> None:
-        """At once, whatever is not sent yet."""
+        """At once, whatever is not read yet: nor does the system keep that, as it would for minutes."""
         self._all.discard(self)
-        if self._wire.get_write_buffer_size():  # nor is the system to keep what it has taken from us
-            raw = self._wire.get_extra_info("socket")
-            with contextlib.suppress(OSError, AttributeError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raw = self._wire.get_extra_info("socket")
+        if raw is not None and raw.fileno() >= 0 and _untaken(raw):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._wire.abort()
+
+
+def _untaken(raw: socket.socket) -> bool:
+    """Whether the system holds bytes that the other end has not taken; as far as it tells, which Linux does."""
+    try:
+        import fcntl
+        import termios
+
+        return any(fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except (ImportError, OSError):
+        return False
 
 
 @web.middleware
@@ -270,8 +281,7 @@ class Connections:
             except OSError as error:
                 if error.errno not in EXHAUSTED:
                     raise
-                self._exhausted(error)
-                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                await asyncio.sleep(self._exhausted(error))
                 continue
             try:
                 await loop.connect_accepted_socket(lambda: self._make(self), arrived)
@@ -279,9 +289,13 @@ class Connections:
                 arrived.close()
                 _log.debug("a connection failed: %s", error)
 
-    def _exhausted(self, error: OSError) -> None:
-        """What can be given up makes room, and it is told once in a while."""
-        self._give_way(list(self._open))
+    def _exhausted(self, error: OSError) -> float:
+        """What can be given up makes room, and it is told once in a while. Seconds after which to try again."""
+        made_room = self._give_way(list(self._open))
+        self._tell(error)
+        return ROOM_SECONDS if made_room else ACCEPT_AGAIN_SECONDS
+
+    def _tell(self, error: OSError) -> None:
         if (now := time.monotonic()) - self._told < TELL_AGAIN_SECONDS:
             return
         self._told = now

@@ -38,6 +38,8 @@ _PAGE_FILES = {
 _SESSION_FILES = {f"/sessions/{{id}}{path}": path for path in _PAGE_FILES}
 #: The largest body of a request that brings no picture.
 BODY_BYTES = 64 << 10
+#: What the system holds of answers that a client does not read, for each connection: else it may be megabytes.
+UNREAD_BYTES = 128 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections on an address. Raises TransportError in one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        door = socket.create_server((host, port), family=family, backlog=128)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)  # which each connection inherits
+        return door
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise TransportError(
@@ -120,21 +124,24 @@ class Server:
                 first = await asyncio.to_thread(thumbnail, Path(self._settings.head.portrait))
         self.room = Room(show, self.broadcast, picture=first)
         self.sessions = Sessions(self.room, allowed.sessions, allowed.session_idle)
-        self._metrics = Metrics(show, self.room.figures, self.sessions)
+        self.connections = Connections(self.limits, lambda each: Connection(runner.server, each, logger=_log))
+        self._metrics = Metrics(show, self._figures, self.sessions)
         runner = web.AppRunner(self.app(), handle_signals=False, shutdown_timeout=CLOSE_SECONDS / 4)
         await runner.setup()
-        connections = Connections(self.limits, lambda each: Connection(runner.server, each, logger=_log))
         asks = " (it asks for the token)" if self._guard.token else ""
         show.tell(f"open {self.address}{asks}")
         try:
             async with asyncio.TaskGroup() as group:
-                for work in (self.room.beat(), connections.accept(self._door), connections.watch()):
+                for work in (self.room.beat(), self.connections.accept(self._door), self.connections.watch()):
                     group.create_task(work)
         finally:
             self._door.close()
             await asyncio.gather(self.room.aclose(), self.sessions.aclose(), return_exceptions=True)
             await runner.cleanup()
-            connections.close()  # those whose client does not read are still there
+            self.connections.close()  # those whose client does not read are still there
+
+    def _figures(self) -> dict[str, float]:
+        return self.room.figures() | {"connections": len(self.connections)}
 
     def app(self) -> web.Application:
         """The application: every route, the guard around them."""
