@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 #: What other origins may send and read.
 _METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
@@ -66,29 +66,56 @@ class Guard:
         """Whether a page of this origin may ask: our own, or one that is listed."""
         return origin.lower() in self.origins or origin.lower().partition("://")[2] == host.lower() != ""
 
+    def check(self, request: web.Request) -> None:
+        """Raises the refusal of what may not be, in one line."""
+        host, origin = request.headers.get(hdrs.HOST, ""), request.headers.get(hdrs.ORIGIN)
+        if not self.allows_host(host):
+            raise web.HTTPMisdirectedRequest(
+                text="this host name is not this machine's; use 127.0.0.1 or localhost, or set a token"
+            )
+        if origin is not None and not self.allows_origin(origin, host):
+            raise web.HTTPForbidden(text="pages of this origin may not use this server; list it in server.origins")
+        if self.is_preflight(request):  # it never carries a token
+            return
+        if not self.admits(request):
+            raise web.HTTPUnauthorized(
+                text="a token is needed: Authorization: Bearer TOKEN",
+                headers={hdrs.WWW_AUTHENTICATE: 'Bearer realm="ifmdm"'},
+            )
+        # a few bytes may become gigabytes, which whoever sends them need not have
+        if _codings(request, hdrs.CONTENT_ENCODING) - {"identity"}:
+            raise web.HTTPUnsupportedMediaType(
+                text="send the body as it is, without Content-Encoding", headers={hdrs.ACCEPT_ENCODING: "identity"}
+            )
+        if _codings(request, hdrs.TRANSFER_ENCODING) - {"chunked"}:
+            raise web.HTTPBadRequest(text="the one Transfer-Encoding that is taken is chunked")
+
+    def is_preflight(self, request: web.Request) -> bool:
+        """Whether a browser asks what a page of another origin may send."""
+        asks = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        return asks and hdrs.ORIGIN in request.headers
+
     def middleware(self) -> Callable:
         """Refuses what may not be. Around everything, unknown paths too."""
 
         @web.middleware
         async def check(request: web.Request, handler: Callable) -> web.StreamResponse:
-            host, origin = request.headers.get(hdrs.HOST, ""), request.headers.get(hdrs.ORIGIN)
-            if not self.allows_host(host):
-                raise web.HTTPMisdirectedRequest(
-                    text="this host name is not this machine's; use 127.0.0.1 or localhost, or set a token"
-                )
-            if origin is not None and not self.allows_origin(origin, host):
-                raise web.HTTPForbidden(text="pages of this origin may not use this server; list it in server.origins")
-            preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
-            if preflight and origin is not None:  # it never carries a token
-                return web.Response(status=204)
-            if not self.admits(request):
-                raise web.HTTPUnauthorized(
-                    text="a token is needed: Authorization: Bearer TOKEN",
-                    headers={hdrs.WWW_AUTHENTICATE: 'Bearer realm="ifmdm"'},
-                )
-            return await handler(request)
+            self.check(request)
+            return web.Response(status=204) if self.is_preflight(request) else await handler(request)
 
         return check
+
+    async def expect(self, request: web.Request) -> None:
+        """The answer to `Expect: 100-continue`, which aiohttp would give before anybody asked for the token. Raises the
+        refusal."""
+        self.check(request)
+        if request.version < HttpVersion11:
+            return
+        if request.headers[hdrs.EXPECT].lower() != "100-continue":
+            raise web.HTTPExpectationFailed(text="the one Expect that is known is 100-continue")
+        if not request.content.is_eof():
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself is still to come
 
     async def mark(self, request: web.Request, response: web.StreamResponse) -> None:
         """For on_response_prepare: what every answer says."""
@@ -119,6 +146,11 @@ class Guard:
                 headers["Access-Control-Max-Age"] = _PREFLIGHT_SECONDS
 
 
+def _codings(request: web.Request, name: str) -> set[str]:
+    """What a header lists, in lower case."""
+    return {each.strip().lower() for line in request.headers.getall(name, []) for each in line.split(",")} - {""}
+
+
 @web.middleware
 async def plain_errors(request: web.Request, handler: Callable) -> web.StreamResponse:
     """Whatever goes wrong is one line of text for who asked, and ours is in the log."""
@@ -126,8 +158,10 @@ async def plain_errors(request: web.Request, handler: Callable) -> web.StreamRes
         return await handler(request)
     except web.HTTPException:
         raise  # one line of text already
-    except ConnectionError:
-        raise
-    except Exception:
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(text="the body cannot be read") from None
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            raise  # nobody is there to be told
         _log.exception("a request failed", extra={"method": request.method, "path": request.path})
         return web.Response(status=500, text="an error of ifmdm; its log has more")

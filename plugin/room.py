@@ -268,7 +268,8 @@ class Room:
 
     async def _portraits(self, _: web.Request) -> web.Response:
         names = [*((name, False) for name in bundled_portraits()), *((name, True) for name in self._own)]
-        told = [{"name": name, "picture": f"/portraits/{name}", "own": own} for name, own in names]
+        # relative to this list, wherever a proxy shows it
+        told = [{"name": name, "picture": f"portraits/{name}", "own": own} for name, own in names]
         return web.json_response({"portrait": self.show.portrait, "portraits": told})
 
     async def _picture(self, request: web.Request) -> web.Response:

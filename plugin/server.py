@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp import hdrs, web
 
 from engine.portrait import PortraitError
+from plugin.connections import Connection, Connections, Limits, allowed, attended, descriptors
 from plugin.guard import Guard, plain_errors
 from plugin.metrics import Metrics
 from plugin.render import bundled_portraits
@@ -33,14 +34,12 @@ _PAGE_FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-#: The page of a session is the same as the head's.
-_SESSION_PAGE = "/sessions/{id}/"
+#: The page of a session is the same as the head's, below the session's own address.
+_SESSION_FILES = {f"/sessions/{{id}}{path}": path for path in _PAGE_FILES}
 #: The largest body of a request that brings no picture.
 BODY_BYTES = 64 << 10
-#: Connections of any kind at once.
-CONNECTIONS = 512
-#: A connection that asks for nothing for so long is cut off.
-IDLE_SECONDS = 30.0
+#: What the system holds of answers that a client does not read, for each connection: else it may be megabytes.
+UNREAD_BYTES = 128 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +48,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections on an address. Raises TransportError in one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        door = socket.create_server((host, port), family=family, backlog=128)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)  # which each connection inherits
+        return door
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise TransportError(
@@ -84,41 +85,20 @@ def address(host: str, port: int) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
 
-class _Connection(web.RequestHandler):
-    """One connection. What is not HTTP at all is answered without a word on what we are made of."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if len(self._manager.connections) > CONNECTIONS:
-            transport.abort()
-            return
-        asyncio.get_running_loop().call_later(IDLE_SECONDS, self._expect_request)
-
-    def _expect_request(self) -> None:
-        if self.transport is not None and not self._request_count:
-            self.transport.abort()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        _log.debug("a request that cannot be read", extra={"status": status})
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way already")
-        response = web.Response(status=status, text="this request cannot be read", headers={hdrs.SERVER: "ifmdm"})
-        response.force_close()
-        return response
-
-
 class Server:
     """The server of one show."""
 
-    def __init__(self, settings: Settings, door: socket.socket) -> None:
-        """door: a socket that listens; see `bind`."""
+    def __init__(self, settings: Settings, door: socket.socket, limits: Limits | None = None) -> None:
+        """door: a socket that listens; see `bind`. limits: of connections; None for the usual, within what the system
+        allows."""
         self._settings, self._door = settings, door
+        self.limits = limits or Limits(connections=allowed(Limits.connections, descriptors()))
         self.broadcast = Broadcast(WebRtcOptions(**settings.webrtc.model_dump()))
-        public = frozenset([*_PAGE_FILES, "/favicon.ico", _SESSION_PAGE])
+        public = frozenset([*_PAGE_FILES, "/favicon.ico", *_SESSION_FILES])
         self._guard = Guard(settings.server.token, frozenset(settings.server.origins), public)
         self._files = {path: (PAGE / name).read_bytes() for path, (name, _) in _PAGE_FILES.items()}
+        # by which the page knows that it may end; its address need not tell, behind a proxy
+        self._session_page = self._files["/"].replace(b"<html ", b"<html data-session ", 1)
 
     @classmethod
     def bind(cls, settings: Settings) -> "Server":
@@ -144,52 +124,63 @@ class Server:
                 first = await asyncio.to_thread(thumbnail, Path(self._settings.head.portrait))
         self.room = Room(show, self.broadcast, picture=first)
         self.sessions = Sessions(self.room, allowed.sessions, allowed.session_idle)
-        self._metrics = Metrics(show, self.room.figures, self.sessions)
+        self.connections = Connections(self.limits, lambda each: Connection(runner.server, each, logger=_log))
+        self._metrics = Metrics(show, self._figures, self.sessions)
         runner = web.AppRunner(self.app(), handle_signals=False, shutdown_timeout=CLOSE_SECONDS / 4)
         await runner.setup()
-        loop = asyncio.get_running_loop()
-        given = {"loop": loop, "logger": _log, "access_log": None, "keepalive_timeout": IDLE_SECONDS}
-        site = await loop.create_server(lambda: _Connection(runner.server, **given), sock=self._door)
         asks = " (it asks for the token)" if self._guard.token else ""
         show.tell(f"open {self.address}{asks}")
         try:
-            await self.room.beat()
+            async with asyncio.TaskGroup() as group:
+                for work in (self.room.beat(), self.connections.accept(self._door), self.connections.watch()):
+                    group.create_task(work)
         finally:
-            site.close()
+            self._door.close()
             await asyncio.gather(self.room.aclose(), self.sessions.aclose(), return_exceptions=True)
             await runner.cleanup()
+            self.connections.close()  # those whose client does not read are still there
+
+    def _figures(self) -> dict[str, float]:
+        return self.room.figures() | {"connections": len(self.connections)}
 
     def app(self) -> web.Application:
         """The application: every route, the guard around them."""
-        app = web.Application(middlewares=[plain_errors, self._guard.middleware()], client_max_size=BODY_BYTES)
-        app.on_response_prepare.extend([self._guard.mark, self._metrics.count])
-        app.add_routes([web.get(path, self._file) for path in _PAGE_FILES])
-        app.add_routes(
-            [
-                web.get("/favicon.ico", self._icon),
-                web.get("/metrics", self._show_metrics),
-                *self.room.routes(),
-                web.get(_SESSION_PAGE, self._session_page),
-                *self.sessions.routes(),
-            ]
-        )
+        around = [attended, plain_errors, self._guard.middleware()]
+        app = web.Application(middlewares=around, client_max_size=BODY_BYTES)
+        app.on_response_prepare.extend([self._guard.mark, self._metrics.count, _close_after_refusal])
+        routes = [
+            *(web.get(path, self._file) for path in _PAGE_FILES),
+            web.get("/favicon.ico", self._icon),
+            web.get("/metrics", self._show_metrics),
+            *self.room.routes(),
+            *(web.get(path, self._session_file) for path in _SESSION_FILES),
+            *self.sessions.routes(),
+        ]
+        expects = {"expect_handler": self._guard.expect}
+        app.add_routes([web.RouteDef(each.method, each.path, each.handler, each.kwargs | expects) for each in routes])
         return app
 
     # --- the page
 
     async def _file(self, request: web.Request) -> web.Response:
-        return self._page_file(request.path)
+        return self._page_file(request.path, self._files[request.path])
 
-    async def _session_page(self, request: web.Request) -> web.Response:
+    async def _session_file(self, request: web.Request) -> web.Response:
         self.sessions.get(request.match_info["id"])
-        return self._page_file("/")
+        path = _SESSION_FILES[request.match_info.route.resource.canonical]
+        return self._page_file(path, self._session_page if path == "/" else self._files[path])
 
-    def _page_file(self, path: str) -> web.Response:
+    def _page_file(self, path: str, body: bytes) -> web.Response:
         kind, headers = _PAGE_FILES[path][1], {hdrs.CACHE_CONTROL: "no-cache"}
-        return web.Response(body=self._files[path], content_type=kind, charset="utf-8", headers=headers)
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     async def _icon(self, _: web.Request) -> web.Response:
-        raise web.HTTPPermanentRedirect("/icon.svg")
+        raise web.HTTPPermanentRedirect("icon.svg")
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
         return self._metrics.page()
+
+
+async def _close_after_refusal(request: web.Request, response: web.StreamResponse) -> None:
+    """For on_response_prepare."""
+    request.protocol.refuse_rest(request, response)

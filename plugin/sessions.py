@@ -64,6 +64,8 @@ _WHY = {
     "failed": "it ended, since it failed",
     "closed": "the server ends",
 }
+#: Addresses are told relative to the one that was asked, which a proxy may show below a path. Here: to "/sessions".
+_WITHIN = "sessions/"
 _RETRY, _RETRY_FULL = {"Retry-After": "2"}, {"Retry-After": "10"}
 
 _log = logging.getLogger(__name__)
@@ -165,11 +167,11 @@ class Session:
         if not self.over.done():
             self.over.set_result(why)
 
-    def told(self, now: float) -> dict[str, Any]:
-        """For those who ask."""
+    def told(self, now: float, within: str = "") -> dict[str, Any]:
+        """For those who ask. within: goes before what is relative to the session's own address."""
         return {
             "id": self.id,
-            "url": f"/sessions/{self.id}/",
+            "url": f"{within}{self.id}/",
             "portrait": self.room.show.portrait,
             "seconds": round(now - self.began, 1),
             "frames_per_second": round(self.room.pulse.rate, 2),
@@ -250,7 +252,7 @@ class Sessions:
 
     async def _list(self, _: web.Request) -> web.Response:
         now = time.monotonic()
-        told = [session.told(now) for session in self._open.values()]
+        told = [session.told(now, _WITHIN) for session in self._open.values()]
         return web.json_response({"sessions": told, "limit": self.limit})
 
     async def _tell(self, request: web.Request) -> web.Response:
@@ -284,8 +286,8 @@ class Sessions:
                 await self._measure()
                 self._check_room()
                 session = await self._make(order, picture, name)
-        told = session.told(time.monotonic())
-        return web.json_response(told, status=201, headers={"Location": f"/sessions/{session.id}"})
+        told = session.told(time.monotonic(), _WITHIN)
+        return web.json_response(told, status=201, headers={"Location": f"{_WITHIN}{session.id}"})
 
     @contextmanager
     def _comes(self) -> Iterator[None]:

@@ -38,8 +38,8 @@ BESIDE = {
 }  # fmt: skip
 #: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {
-    "test_faults", "test_live", "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast",
-    "test_webrtc_names", "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
+    "test_connections", "test_faults", "test_live", "test_requests", "test_server", "test_server_run", "test_sessions",
+    "test_webrtc_broadcast", "test_webrtc_names", "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
 }  # fmt: skip
 #: The parts in which `make test` runs all modules, as it names them: `pytest -m`. The third are those left.
 PARTS = ("beside", "waiting", "not beside and not waiting")

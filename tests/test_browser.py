@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -411,7 +412,7 @@ def test_a_page_says_why_it_shows_nothing(chromium, tmp_path):
     config = "[webrtc]\nviewers = 1\n[server]\nsessions = 1\n"
     with LiveHead(tmp_path / "head", config=config) as head, Page(chromium) as viewer, Page(chromium) as late:
         made = viewer.context.request.post(f"{head.address}/sessions")
-        session = head.address + made.headers["location"]
+        session = urljoin(made.url, made.headers["location"])
         viewer.page.goto(f"{session}/")
         viewer.shows()
         with late.page.expect_response("**/whep") as refused:

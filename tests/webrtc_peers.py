@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 from aiohttp import ClientSession, web
@@ -86,9 +87,12 @@ async def offer(peer: RTCPeerConnection) -> str:
 
 
 async def post(client: ClientSession, url: str, sdp: str, **headers: str):
-    """(status, headers, text) of a POST of SDP."""
+    """(status, headers, text) of a POST of SDP; Location as a path from the root, to which clients resolve it."""
     async with client.post(url, data=sdp.encode(), headers={"Content-Type": "application/sdp"} | headers) as response:
-        return response.status, response.headers, await response.text()
+        told = response.headers.copy()
+        if "Location" in told:
+            told["Location"] = urlsplit(urljoin(url, told["Location"])).path
+        return response.status, told, await response.text()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

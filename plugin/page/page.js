@@ -41,12 +41,12 @@ class Refused extends Error {
   }
 }
 
-// "/", or "/sessions/ID/" where the page shows a head of many: all paths are its own
-const base = location.pathname.replace(/[^/]*$/, "");
+// Where this page is: everything is below it, be it at "/", at "/sessions/ID/" or below a path of a proxy's.
+const base = new URL(".", location.href);
 
 async function ask(path, options = {}) {
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
-  const response = await fetch(base + path.slice(1), { ...options, headers });
+  const response = await fetch(new URL(path.replace(/^\//, ""), base), { ...options, headers });
   if (response.ok) return response;
   // what a proxy says of its own is a page of HTML, and nothing to show in a line
   const line = response.headers.get("Content-Type")?.startsWith("text/plain");
@@ -189,8 +189,8 @@ async function inbound(peer) {
   return null;
 }
 
-// A session that has ended does not come back. The head at "/" does: there a 404 is of a proxy that does not find it now.
-const isOver = (error) => error.status === 404 && base !== "/";
+// A session that has ended does not come back. The head itself does: there a 404 is of a proxy that does not find it now.
+const isOver = (error) => error.status === 404 && "session" in root.dataset;
 let over = ""; // why, once it is
 
 function finish(why) {
@@ -429,7 +429,7 @@ async function spoken(mine, file) {
   if (telling !== mine) return "";
   if (state.guest) return "Somebody else is speaking. Try again when they have stopped.";
   mine.seconds = samples.length / RATE;
-  const address = new URL(`${base}speak?rate=${RATE}${token && `&token=${encodeURIComponent(token)}`}`, location.href);
+  const address = new URL(`speak?rate=${RATE}${token && `&token=${encodeURIComponent(token)}`}`, base);
   address.protocol = address.protocol.replace("http", "ws");
   const socket = (mine.socket = new WebSocket(address));
   return new Promise((done) => {
@@ -566,9 +566,10 @@ $("straight").onclick = () => { for (const id of ranges.slice(1)) showRange(id, 
 let current = "";
 
 async function loadFaces() {
-  const { portrait, portraits } = await (await ask("/portraits")).json();
+  const listed = await ask("/portraits");
+  const { portrait, portraits } = await listed.json();
   const tiles = await Promise.all(portraits.map(async ({ name, picture }) => {
-    const url = URL.createObjectURL(await (await ask(picture)).blob());
+    const url = URL.createObjectURL(await (await ask(new URL(picture, listed.url).href)).blob());
     return tile(name, url, () => post("/portrait", { name }));
   }));
   for (const { src } of $("faces").querySelectorAll("img")) URL.revokeObjectURL(src);

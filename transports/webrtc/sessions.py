@@ -219,9 +219,10 @@ async def negotiate(session: Session, offer: Offer, kept: Sequence[Part]) -> str
 
 
 def created(request: web.Request, session: Session, text: str, links: Sequence[str]) -> web.Response:
-    """201, with the session's URL."""
+    """201, with the session's URL, relative to the one that was asked: a proxy may show this server below a path."""
     response = web.Response(status=201, text=text, content_type=SDP)
-    response.headers["Location"] = f"{request.path.rstrip('/')}/{session.id}"
+    last = request.rel_url.raw_path.rpartition("/")[2]
+    response.headers["Location"] = f"{last}/{session.id}" if last else session.id
     response.headers["ETag"] = session.etag
     response.headers["Accept-Patch"] = FRAGMENT
     for link in links:
