@@ -48,9 +48,9 @@ PIECE = SAMPLE_RATE // 25
 @dataclass
 class LiveFigures:
     """What happened so far. made: frames given out; undrawn: those without a picture, being late; late: frames ready
-    after their time; lost: finished frames that nobody took in time; resyncs: see RESYNC_SECONDS; interrupts: those that
-    stopped something; work: seconds each tick took; latency: seconds from voice being pushed to its frame being out, as
-    scheduled."""
+    after their time; lost: finished frames that nobody took in time; resyncs: see RESYNC_SECONDS; interrupts: of those,
+    what stopped something; work: seconds each tick took; latency: seconds from voice being pushed to its frame being
+    out, as scheduled."""
 
     made: int = 0
     undrawn: int = 0
@@ -353,8 +353,8 @@ class LiveStream:
         self._look(end)
 
     def _look(self, end: int | None = None) -> None:
-        """Take note of what waits in the engine, and of the position at which its voice ends, if that changed; unless an
-        interrupt came meanwhile, which the engine does not know of yet and which drops all of it."""
+        """Take note of what waits in the engine, and of the position at which its voice ends, if that changed; unless
+        an interrupt came meanwhile, which the engine does not know of yet and which drops all of it."""
         with self._lock:
             if self._inbox.interrupted:
                 return

@@ -228,7 +228,8 @@ class Show:
     _failed: set[str] = field(default_factory=set, init=False)  # names, since all were last looked after
 
     def interrupt(self) -> None:
-        """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
+        """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop. Where nothing
+        was said since the last one, it costs nothing."""
         for listen in self.listeners:
             listen()
         if isinstance(self.source, Interruptible) and self.floor.speaker is None:

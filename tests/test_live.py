@@ -506,6 +506,8 @@ def test_one_that_fails_at_an_interrupt_or_at_the_end_keeps_no_other_from_it(tmp
                 await asyncio.sleep(0.01)
 
         await speaks()
+        while len(screen.frames) < 30:
+            await asyncio.sleep(0.01)
         whole.interrupt()
         assert whole.told == ["file: KeyError: 'mine'", "foreign: KeyError: 'mine'"]
         assert screen.interrupts == 1
