@@ -17,6 +17,7 @@ Rules of the voice:
 - With no voice the head hears silence and idles: same model, same motion, no seam.
 - An interrupt drops all voice that was not spoken yet and the motion made for it. Motion goes on from the latents that
   the frame on display needs, but for the last, which hardly weighs in it, as if silence had followed: there is no jump.
+  Where no voice was heard since the last interrupt there is no such motion, and it costs nothing.
 """
 
 from collections import deque
@@ -138,8 +139,8 @@ class Fifo:
 @dataclass
 class StreamState:
     """now: the clock; heard: samples the model was given (whole blocks of 640); frames: given out; begins: position at
-    which the waiting voice begins, None while it flows or there is none; refused, replaced: samples of voice that
-    found no room."""
+    which the waiting voice begins, None while it flows or there is none; spoken: whether voice was heard since the last
+    interrupt; refused, replaced: samples of voice that found no room."""
 
     now: int = 0
     heard: int = 0
@@ -147,6 +148,7 @@ class StreamState:
     generation: int = 0
     dry: bool = True
     begins: int | None = None
+    spoken: bool = False
     refused: int = 0
     replaced: int = 0
 
@@ -244,6 +246,9 @@ class StreamCore:
         state.generation += 1
         self._waiting.clear()
         state.dry, state.begins = True, None
+        if not state.spoken:
+            return
+        state.spoken = False
         silent = self._line.size
         self._line.clear()
         self._line.push(np.zeros(silent, np.float32))
@@ -276,6 +281,7 @@ class StreamCore:
             state.dry, state.begins = False, None
         voice = self._waiting.take(LATENT_HOP - start)
         block[start : start + len(voice)] = voice
+        state.spoken |= len(voice) > 0
         # exactly enough is not dry: the next chunk may still come in time
         state.dry = len(voice) < LATENT_HOP - start
         return block

@@ -10,8 +10,9 @@ that is stuck holds up nobody but itself, which no pool can promise whose thread
 Frame i is out at `begin + due(i) / 16000 + margin`, absolute, so nothing adds up. Frames that are computed too late for
 their time are not drawn (their sound goes out all the same), and after a second in which nothing ran (a suspended
 machine) time goes on from now. What an interrupt made stale is dropped where it waits: in the inbox, in the engine,
-among finished frames. An engine that does not come back is left behind when its stream is closed, so that nothing else
-waits for it.
+among finished frames. What waits for the engine is bounded, whoever asks how often: of interrupts there is at most one,
+since a second has nothing more to stop, of styles and portraits the latest, and of voice the backlog. An engine that
+does not come back is left behind when its stream is closed, so that nothing else waits for it.
 """
 
 import asyncio
@@ -40,13 +41,16 @@ RESYNC_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 #: How many of the latest figures are kept.
 RECENT = 512
+#: Pieces of voice in the inbox that are shorter than this, in samples, are joined: senders choose how short they are.
+PIECE = SAMPLE_RATE // 25
 
 
 @dataclass
 class LiveFigures:
     """What happened so far. made: frames given out; undrawn: those without a picture, being late; late: frames ready
-    after their time; lost: finished frames that nobody took in time; resyncs: see RESYNC_SECONDS; interrupts; work:
-    seconds each tick took; latency: seconds from voice being pushed to its frame being out, as scheduled."""
+    after their time; lost: finished frames that nobody took in time; resyncs: see RESYNC_SECONDS; interrupts: of those,
+    what stopped something; work: seconds each tick took; latency: seconds from voice being pushed to its frame being
+    out, as scheduled."""
 
     made: int = 0
     undrawn: int = 0
@@ -95,6 +99,33 @@ class _Voice:
     came: float
 
 
+@dataclass
+class _Inbox:
+    """What the engine is to do at its next tick, in this order. interrupted: stop what it was given before; face:
+    prepared, and what draws it; style: to move in from now on; voice: to hear after all that, size samples of it."""
+
+    interrupted: bool = False
+    face: tuple[Any, Renderer | None] | None = None
+    style: Style | None = None
+    voice: deque[_Voice] = field(default_factory=deque)
+    size: int = 0
+
+    def add(self, piece: _Voice) -> None:
+        self.size += len(piece.samples)
+        last = self.voice[-1] if self.voice else None
+        if last is not None and last.live == piece.live and len(last.samples) + len(piece.samples) <= PIECE:
+            last.samples = np.concatenate([last.samples, piece.samples])
+        elif len(piece.samples):
+            self.voice.append(piece)
+
+    def forget(self, count: int) -> None:
+        """Drop the oldest pieces of voice, at least `count` samples."""
+        while count > 0 and self.voice:
+            dropped = len(self.voice.popleft().samples)
+            self.size -= dropped
+            count -= dropped
+
+
 class LiveStream:
     """See the module. `push`, `interrupt`, `restyle` and `change_portrait` are for any thread and return at once."""
 
@@ -107,10 +138,13 @@ class LiveStream:
         self._core, self._margin, self._stamp, self._clock = core, margin, stamp, clock
         self._fps = core.settings.fps
         self._lock = threading.Lock()
-        self._inbox: deque[_Voice | Callable[[], Any]] = deque()
-        self._inbox_size = 0
-        self._backlog = 0
+        self._inbox = _Inbox()
+        self._hearing = 0  # samples out of the inbox that are not in the engine yet
+        self._backlog = 0  # samples that wait in the engine, but for those that an interrupt in the inbox will drop
         self._generation = 0
+        self._stops = 0  # interrupts that the engine was or will be given: the generation of the next frames
+        self._heard = False  # the engine was given voice since the last of those
+        self._out = False  # frames with voice were given out since the last interrupt
         self._voice_end = 0
         self._released = 0
         self._begin = 0.0
@@ -148,50 +182,69 @@ class LiveStream:
             return self._room()
 
     def _room(self) -> int:
-        return max(0, self._core.settings.backlog - self._backlog - self._inbox_size)
+        return max(0, self._core.settings.backlog - self._waiting())
+
+    def _waiting(self) -> int:
+        return self._backlog + self._hearing + self._inbox.size
 
     @property
     def backlog(self) -> int:
         """Samples of voice that wait."""
         with self._lock:
-            return self._backlog + self._inbox_size
+            return self._waiting()
 
     @property
     def unspoken(self) -> int:
         """Samples until the last of what was pushed is out, waiting included; 0 if it is."""
         with self._lock:
-            return self._inbox_size + max(0, self._voice_end - self._released)
+            return self._inbox.size + self._hearing + max(0, self._voice_end - self._released)
 
     @property
     def generation(self) -> int:
+        """Interrupts so far, whether they found anything to stop or not."""
         return self._generation
 
     def push(self, samples: np.ndarray, live: bool = False) -> int:
         """Voice, mono (n,) at 16 kHz. Returns how many samples were taken; see StreamCore.push. Raises VoiceError."""
-        limit = self._core.settings.backlog
         with self._lock:
             # here, since an error in the engine's thread would end the stream
             taken = to_mono(samples if live else samples[: self._room()])
-            if len(taken):
-                self._inbox.append(_Voice(taken, live, self._clock()))
-                self._inbox_size += len(taken)
-            while self._inbox_size > limit:  # live, and the engine stands still
-                self._forget_voice(1)
+            self._take(taken, live)
         return len(taken)
 
-    def interrupt(self) -> None:
-        """Stop speaking at once and drop all that was pushed before."""
+    def push_whole(self, samples: np.ndarray, live: bool, generation: int) -> bool:
+        """As push, but all or nothing: False, with none taken, if there is no room for all. What was made before an
+        interrupt is stale and is dropped. generation: as it was when the samples were made. Raises VoiceError."""
+        voice = to_mono(samples)
+        with self._lock:
+            if generation != self._generation:
+                return True
+            if not live and len(voice) > self._room():
+                return False
+            self._take(voice, live)
+        return True
+
+    def _take(self, voice: np.ndarray, live: bool) -> None:
+        self._inbox.add(_Voice(voice, live, self._clock()))
+        self._inbox.forget(self._inbox.size - self._core.settings.backlog)  # live, and the engine stands still
+
+    def interrupt(self) -> bool:
+        """Stop speaking at once and drop all that was pushed before. Returns whether frames with voice were given out
+        since the last interrupt: whoever shows them may still hold some."""
         with self._lock:
             self._generation += 1
-            self.figures.interrupts += 1
-            self._forget_voice(len(self._inbox))
-            self._inbox.append(self._core.interrupt)
-            self._backlog = 0
-            self._voice_end = 0
-            self._ready.clear()
+            self.figures.interrupts += self._heard or self._inbox.size > 0
+            self._inbox.forget(self._inbox.size)
+            if self._heard:
+                self._inbox.interrupted = True
+                self._stops += 1
+            self._hearing = self._backlog = self._voice_end = 0
+            out, self._heard, self._out = self._out, False, False
+        return out
 
     def restyle(self, style: Style) -> None:
-        self._order(lambda: self._core.restyle(style))
+        with self._lock:
+            self._inbox.style = style
 
     def make_renderer(self, prepared: Any) -> Renderer:
         """What draws a portrait here; takes its time, in the thread that calls it."""
@@ -200,28 +253,14 @@ class LiveStream:
     def change_portrait(self, prepared: Any, renderer: Renderer | None = None) -> None:
         """prepared: by Model.prepare; renderer: of it, by make_renderer. Both take their time: call them in a thread.
         Without a renderer the engine makes it, and the stream stutters."""
-        self._order(lambda: self._core.change_portrait(prepared, renderer))
-
-    def _order(self, command: Callable[[], Any]) -> None:
         with self._lock:
-            self._inbox.append(command)
-
-    def _forget_voice(self, count: int) -> None:
-        """Drop the oldest pieces of voice in the inbox, at most `count`; commands stay."""
-        kept: deque[_Voice | Callable[[], Any]] = deque()
-        for entry in self._inbox:
-            if isinstance(entry, _Voice) and count > 0:
-                count -= 1
-                self._inbox_size -= len(entry.samples)
-            else:
-                kept.append(entry)
-        self._inbox = kept
+            self._inbox.face = prepared, renderer
 
     @property
     def silent(self) -> bool:
         """Whether all that was pushed has been spoken."""
         with self._lock:
-            return not self._inbox and self._released >= self._voice_end
+            return not (self._inbox.size or self._hearing) and self._released >= self._voice_end
 
     async def __aiter__(self) -> AsyncIterator[MediaFrame]:
         """Frames, each at its time. For one consumer; one that is too slow misses frames, and time goes on."""
@@ -235,12 +274,19 @@ class LiveStream:
                 self._wake.clear()
                 await self._wake.wait()
             frame = self._ready.popleft()
-            if (wait := frame.time - self._clock()) > 0:
+            if not self._stale(frame) and (wait := frame.time - self._clock()) > 0:
                 await asyncio.sleep(wait)
-            if frame.generation < self._generation:
+            if self._stale(frame):
                 continue
-            self._released = frame.pts + len(frame.audio)
+            with self._lock:
+                self._released = frame.pts + len(frame.audio)
+                self._out |= bool(frame.audio.any())
             yield frame
+
+    def _stale(self, frame: MediaFrame) -> bool:
+        """Whether it has voice from before an interrupt. One without is shown: else who interrupts often enough would
+        have the picture stand still."""
+        return frame.generation < self._stops and bool(frame.audio.any())
 
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()
@@ -259,8 +305,10 @@ class LiveStream:
         return self._begin + self._core.next_due / SAMPLE_RATE
 
     def _offer(self, frame: MediaFrame) -> None:
-        if frame.generation < self._generation:
+        if self._stale(frame):
             return
+        while self._ready and self._stale(self._ready[0]):
+            self._ready.popleft()
         if len(self._ready) >= self._ready_limit:
             self._ready.popleft()
             self.figures.lost += 1
@@ -278,8 +326,7 @@ class LiveStream:
         self._hear()
         now = max(due, int((began - self._begin) * SAMPLE_RATE))
         frames = core.tick(now - core.state.now, skip=behind > self._margin)
-        with self._lock:
-            self._backlog = core.backlog
+        self._look()
         ended = self._clock()
         figures.work.append(ended - began)
         return [self._timed(frame, ended) for frame in frames]
@@ -288,22 +335,31 @@ class LiveStream:
         """Hand what came to the engine. Without the lock, since a command may take as long as a hop."""
         core = self._core
         with self._lock:
-            entries, self._inbox = self._inbox, deque()
-            generation = self._generation
-        end, taken = self._voice_end, 0
-        for entry in entries:
-            if isinstance(entry, _Voice):
-                out = self._begin + (core.next_position + core.due(0)) / SAMPLE_RATE + self._margin
-                self.figures.latency.append(out - entry.came)
-                core.push(entry.samples, entry.live)
-                taken += len(entry.samples)
-                end = core.next_position
-            else:
-                entry()
+            inbox, self._inbox = self._inbox, _Inbox()
+            self._hearing = inbox.size
+            self._heard |= inbox.size > 0
+        if inbox.interrupted:
+            core.interrupt()
+        if inbox.face is not None:
+            core.change_portrait(*inbox.face)
+        if inbox.style is not None:
+            core.restyle(inbox.style)
+        end = None
+        for piece in inbox.voice:
+            out = self._begin + (core.next_position + core.due(0)) / SAMPLE_RATE + self._margin
+            self.figures.latency.append(out - piece.came)
+            core.push(piece.samples, piece.live)
+            end = core.next_position
+        self._look(end)
+
+    def _look(self, end: int | None = None) -> None:
+        """Take note of what waits in the engine, and of the position at which its voice ends, if that changed; unless
+        an interrupt came meanwhile, which the engine does not know of yet and which drops all of it."""
         with self._lock:
-            self._inbox_size -= taken
-            self._backlog = core.backlog
-            if generation == self._generation:
+            if self._inbox.interrupted:
+                return
+            self._hearing, self._backlog = 0, self._core.backlog
+            if end is not None:
                 self._voice_end = end
 
     def _timed(self, frame: StreamFrame, ready: float) -> MediaFrame:

@@ -54,17 +54,24 @@ _log = logging.getLogger(__name__)
 
 
 class Floor:
-    """Who may speak: the house (the source of the settings) until a guest does, and again when the last has left."""
+    """Who may speak: the house (the source of the settings) until a guest does, and again when no guest has the floor.
+
+    speaker: the guest that is heard. ceded: it has said what it had to say, and another guest may take the floor; the
+    house waits until it leaves."""
 
     def __init__(self) -> None:
         self.speaker: Ear | None = None
+        self.ceded = False
 
-    def admits(self, ear: "Ear", samples: np.ndarray) -> bool:
-        """Whether what this ear hears is spoken. A guest gets the floor with the first sound, not by being there."""
-        if ear.guest and self.speaker is None and not is_silent(samples, GUEST_SILENCE_DB):
-            self.speaker = ear
-            ear.enter()
-        return self.speaker is (ear if ear.guest else None)
+    def ask(self, ear: "Ear", samples: np.ndarray) -> None:
+        """A guest gets the floor with the first sound, not by being there."""
+        if is_silent(samples, GUEST_SILENCE_DB):
+            return
+        if self.speaker is ear:
+            self.ceded = False
+        elif self.speaker is None or self.ceded:
+            self.speaker, self.ceded = ear, False
+            ear.hush()
 
 
 class Ear:
@@ -72,12 +79,15 @@ class Ear:
 
     def __init__(
         self, stream: LiveStream, live: bool, floor: Floor | None = None, guest: bool = False,
-        enter: Callable[[], None] = lambda: None,
+        hush: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        """live: see engine/stream.py. guest: speaks before the house. enter: called when a guest gets the floor."""
-        self.guest, self.enter = guest, enter
+        """live: see engine/stream.py. guest: speaks before the house. hush: stops what is being spoken; called when a
+        guest gets the floor, or goes in the middle of what it said."""
+        self.guest, self.hush = guest, hush
         self._stream, self._live, self._floor = stream, live, floor or Floor()
         self._input: SpeechInput | None = None
+        self._made: list[np.ndarray] = []  # out of the resampler, and not in the stream yet
+        self._generation = stream.generation  # of what the resampler holds back, and of what was made
 
     @property
     def heard(self) -> bool:
@@ -89,36 +99,72 @@ class Ear:
         """Seconds until the last of what was delivered is out; 0 if it is, or goes unheard."""
         return self._stream.unspoken / SAMPLE_RATE if self.heard else 0.0
 
-    def drop(self) -> None:
-        """Forget what a resampler holds back."""
-        self._input = None
+    def cede(self) -> None:
+        """A guest has said what it had to say: another may speak now, the house once this one leaves."""
+        if self._floor.speaker is self:
+            self._floor.ceded = True
 
     def leave(self) -> None:
-        """A guest goes: the house may speak again."""
+        """A guest goes, or was not heard for so long that others may speak. It gets the floor again with the next
+        sound, if it is free."""
         if self._floor.speaker is self:
-            self._floor.speaker = None
+            self._floor.speaker, self._floor.ceded = None, False
+
+    def abandon(self) -> None:
+        """A guest is gone in the middle of what it said: the rest is not spoken."""
+        if self._floor.speaker is self:
+            self.hush()
+        self.leave()
 
     def deliver(self, samples: np.ndarray, rate: int) -> bool:
-        """As transports.media.Deliver. What somebody says who has not the floor is taken and goes unheard."""
+        """As transports.media.Deliver. What somebody says who has not the floor is taken and goes unheard, and so is
+        what was on its way here during an interrupt."""
         if samples.dtype.kind == "f":
             samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)  # one bad sample must not end a stream
-        if not self._floor.admits(self, samples):
+        if self.guest:
+            self._floor.ask(self, samples)
+        # before the look at the floor: who takes it from the house, in another thread, interrupts
+        generation = self._stream.generation
+        if not self.heard:
             return True
+        self._forget_stale(generation)
         # a resampler holds back some milliseconds, which may come out with this chunk
         if not self._live and self._stream.room < ceil(len(samples) * SAMPLE_RATE / rate) + SAMPLE_RATE // 50:
             return False
+        if not self._pass_on():
+            return False
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         if self._input is None or (self._input.rate, self._input.channels) != (rate, channels):
-            self.finish()
+            if not self.finish():
+                return False
             self._input = SpeechInput(rate, channels)
-        self._stream.push(self._input.push(samples), self._live)
+        self._made.append(self._input.push(samples))
+        self._pass_on()
         return True
 
-    def finish(self) -> None:
-        """The rest of what a resampler holds back."""
+    def finish(self) -> bool:
+        """No more comes for now: what a resampler holds back is spoken, if this is heard. False as long as there is no
+        room for it: ask again."""
+        generation = self._stream.generation
+        if not self.heard:
+            self._input, self._made = None, []
+            return True
+        self._forget_stale(generation)
         if self._input is not None:
-            self._stream.push(self._input.finish(), self._live)
+            self._made.append(self._input.finish())
             self._input = None
+        return self._pass_on()
+
+    def _forget_stale(self, generation: int) -> None:
+        """What was made before an interrupt is not spoken after it."""
+        if generation != self._generation:
+            self._input, self._made, self._generation = None, [], generation
+
+    def _pass_on(self) -> bool:
+        """Whether all that was made is in the stream: in order, a piece as a whole or not at all."""
+        while self._made and self._stream.push_whole(self._made[0], self._live, self._generation):
+            self._made.pop(0)
+        return not self._made
 
 
 @dataclass
@@ -191,7 +237,8 @@ class Show:
     _failed: set[str] = field(default_factory=set, init=False)  # names, since all were last looked after
 
     def interrupt(self) -> None:
-        """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop."""
+        """Stop speaking, here, in what the sinks hold and in what guests sent ahead. In the event loop. Where nothing
+        was said since the last one, it costs nothing."""
         for listen in self.listeners:
             listen()
         if isinstance(self.source, Interruptible) and self.floor.speaker is None:
@@ -199,14 +246,14 @@ class Show:
         self._hush()
 
     def _hush(self) -> None:
-        self.stream.interrupt()
-        for sink in self.sinks:
-            self._call(sink, sink.interrupt)
+        if self.stream.interrupt():  # else the sinks were given nothing but silence since the last time
+            for sink in self.sinks:
+                self._call(sink, sink.interrupt)
 
     def invite(self, live: bool = True) -> Ear:
         """An ear for a guest's voice: the house is interrupted when the guest begins to speak, and silent until it
         leaves (Ear.leave). Deliver to it in the event loop."""
-        return Ear(self.stream, live, self.floor, guest=True, enter=self._hush)
+        return Ear(self.stream, live, self.floor, guest=True, hush=self._hush)
 
     async def change_portrait(self, picture: Path | bytes, name: str = "") -> Any:
         """Show another face, prepared beside the running one, and give it back. Raises PortraitError, the old face
@@ -256,16 +303,11 @@ class Show:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_exit(self.close)
             await stack.enter_async_context(self.stream)
+            ear = Ear(self.stream, self.source is not None and self.source.live, self.floor)
             if self.source is not None:
-                ear = Ear(self.stream, self.source.live, self.floor)
-
-                def end() -> None:
-                    ear.finish()
-                    loop.call_soon_threadsafe(ended.set)
-
-                self.source.open(ear.deliver, end)
+                self.source.open(ear.deliver, lambda: loop.call_soon_threadsafe(ended.set))
             opened()
-            work = [self._pump(), self._watch(), self._spoken(ended), stop.wait(), self._limit(seconds)]
+            work = [self._pump(), self._watch(), self._spoken(ear, ended), stop.wait(), self._limit(seconds)]
             tasks = [asyncio.ensure_future(each) for each in (*work, *(serve(self) for serve in self.services))]
             stack.push_async_callback(_cancel, tasks)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -275,9 +317,10 @@ class Show:
     async def _limit(self, seconds: float) -> None:
         await (asyncio.sleep(seconds) if seconds else asyncio.Event().wait())
 
-    async def _spoken(self, ended: asyncio.Event) -> None:
+    async def _spoken(self, ear: Ear, ended: asyncio.Event) -> None:
+        """Until all is out that a source gave whose end is told."""
         await ended.wait()
-        while not self.stream.silent:
+        while not (ear.finish() and self.stream.silent):
             await asyncio.sleep(0.05)
 
     async def _pump(self) -> None:

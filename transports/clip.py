@@ -22,6 +22,7 @@ class ClipSource:
         self._samples, self._rate, self._loop, self._pause = samples, rate, loop, pause
         self._stop, self._skip, self._wanted = threading.Event(), threading.Event(), threading.Event()
         self._wanted.set()
+        self._giving = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def open(self, deliver: Deliver, ended: Callable[[], None]) -> None:
@@ -37,10 +38,12 @@ class ClipSource:
         return not self._wanted.is_set()
 
     def interrupt(self) -> None:
-        """Leave the rest out: with loop it rests until `play`, else this is the end."""
-        if self._loop:
-            self._wanted.clear()
-        self._skip.set()
+        """Leave the rest out: with loop it rests until `play`, else this is the end. Nothing more of it is delivered
+        from now on, not even a chunk that was on its way: that takes a millisecond, which is waited for."""
+        with self._giving:
+            if self._loop:
+                self._wanted.clear()
+            self._skip.set()
 
     def play(self) -> None:
         """If it rests, begin again."""
@@ -72,9 +75,14 @@ class ClipSource:
         step = max(1, round(self._rate * CHUNK_SECONDS))
         for at in range(0, len(self._samples), step):
             # absolute, so that small delays do not add up to a slower voice
-            if self._skip.wait(max(0.0, begins + at / self._rate - time.monotonic())):
-                return False
-            while not deliver(self._samples[at : at + step], self._rate):
-                if self._skip.wait(CHUNK_SECONDS):
+            wait = max(0.0, begins + at / self._rate - time.monotonic())
+            while True:
+                if self._skip.wait(wait):
                     return False
+                with self._giving:
+                    if self._skip.is_set():
+                        return False
+                    if deliver(self._samples[at : at + step], self._rate):
+                        break
+                wait = CHUNK_SECONDS
         return True

@@ -3,9 +3,7 @@
     GET /speak?encoding=s16le&rate=24000&channels=1
 
 Binary messages are raw samples of that form, lower byte first, channels interleaved, cut anywhere: what is left of a
-sample goes before the next message. They may come faster than they are spoken; when `BACKLOG_BYTES` or
-`BACKLOG_PIECES` wait beside what the head itself holds, nothing more is read until there is room, and the sender's TCP
-connection waits. Text messages are JSON objects:
+sample goes before the next message. They may come faster than they are spoken. Text messages are JSON objects:
 
     {"type": "interrupt"}   stop speaking and drop all that was sent before
     {"type": "end"}         the utterance is complete; played follows when it is spoken
@@ -15,42 +13,72 @@ and so are the answers:
     {"type": "ready", "encoding": "s16le", "rate": 24000, "channels": 1}
     {"type": "started"}                       the first sound of an utterance is out
     {"type": "played", "seconds": 2.5}        all of it is; 0 if somebody else was speaking and this went unheard
-    {"type": "interrupted", "seconds": 1.25}  it was cut off, by this sender or somebody else, after so long
+    {"type": "interrupted", "seconds": 1.25, "by": "sender"}
+                                              it was cut off after so long, by this sender or by somebody else ("other")
+
+An utterance begins with the first sample after the one before, and is over with `end`, with an interrupt of this
+sender, or when somebody else interrupts: what comes after that is a new one, so a sender that wants what was under way
+meanwhile to be dropped, too, sends an interrupt. An `end` with no sample before it is an utterance of no sound.
+
+- Each utterance gets exactly one end message, played or interrupted, in the order in which they were sent. They are
+  spoken one after another.
+- Each interrupt gets exactly one answer, after all that was sent before it is answered: the `interrupted` of the last
+  utterance that it cut off. Several that wait have one each; if none does, the answer is `interrupted` after 0 seconds.
+- An interrupt of somebody else is told only if there is an utterance that it cuts off.
+
+Nothing is lost where a sender is too fast: nothing more is read, and its TCP connection waits, while `BACKLOG_BYTES` or
+`BACKLOG_UTTERANCES` wait beside what the head itself holds, while it has not read `BACKLOG_ANSWERS` answers, and as
+long as it sends more than `MESSAGES_PER_SECOND`.
+
+Who is heard first has the floor, and others go unheard. It is free for others who speak as soon as all complete
+utterances are spoken, and for the house `PAUSE_SECONDS` later, or earlier if the sender closes. In the middle of an
+utterance a sender keeps it over a pause of `PAUSE_SECONDS`, counted from when all that came is spoken; after that its
+next sound takes it again, if it is free.
 
 A sender that breaks these rules is closed with 1003 (a message that is neither) or 1008 (a form there is not) and a
-reason (RFC 6455, section 7.4). One that closes normally is spoken to its end.
+reason (RFC 6455, section 7.4); an error of ours closes with 1011. One that closes normally, with 1000 or without a
+code, is spoken to its end. What one sent that goes in any other way, such as by a reset connection, is dropped at once.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
+import select
 import socket as sockets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from transports.media import TransportError
 from transports.pcm import ENCODINGS
 
-#: What may wait here, in bytes as sent: some minutes of 16 kHz speech; and in pieces, of which an end is one.
-BACKLOG_BYTES, BACKLOG_PIECES = 8 << 20, 1 << 15
+#: What may wait here: bytes as sent, some minutes of 16 kHz speech; utterances; answers that the sender has not read.
+BACKLOG_BYTES, BACKLOG_UTTERANCES, BACKLOG_ANSWERS = 8 << 20, 256, 64
 #: The largest message; a larger one closes the connection with 1009.
 MESSAGE_BYTES = 1 << 20
+#: Messages of any kind that are read of a sender: 20 ms each, that is forty times the speed of speech, and a tenth of a
+#: core. So many may come at once.
+MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 2000.0, 500
 #: The head is fed this much at a time, and looked at this often.
 CHUNK_SECONDS = 0.05
 POLL_SECONDS = 0.02
 #: What a resampler holds back of what was delivered seems to be out, and is not: less than this.
 HELD_SECONDS = 0.02
+#: How long a sender keeps the floor with nothing left to speak.
+PAUSE_SECONDS = 2.0
 #: A ping this often keeps proxies from closing a silent connection. Nobody waits for the pong: while nothing is read,
-#: it would not be seen. That a peer is gone is for TCP to find out, in so long at the most.
+#: it would not be seen. That a peer is gone is for TCP to find out, in so long at the most, or for an answer that it
+#: does not take.
 PING_SECONDS = 20.0
 GONE_SECONDS = 30.0
 CLOSE_SECONDS = 1.0
+#: Close codes of a sender that has said all it had to say; 0 stands for none, as browsers close (RFC 6455, 7.1.5).
+_NORMAL = (WSCloseCode.OK, 0)
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +89,17 @@ class Voice(Protocol):
     def deliver(self, samples: np.ndarray, rate: int) -> bool:
         """As transports.media.Deliver."""
 
-    def finish(self) -> None:
-        """An utterance is complete: what a resampler holds back is spoken too."""
+    def finish(self) -> bool:
+        """No more comes for now: what a resampler holds back is spoken. False as long as there is no room for it."""
 
-    def drop(self) -> None:
-        """What a resampler holds back is not spoken."""
+    def cede(self) -> None:
+        """All that was to be said is: another may have the floor, and this one again with its next sound."""
 
     def leave(self) -> None:
-        """Nothing more will come."""
+        """Nothing more comes for now, and the floor is free."""
+
+    def abandon(self) -> None:
+        """As leave, and what was delivered and is not out yet is not spoken."""
 
     @property
     def heard(self) -> bool:
@@ -135,12 +166,15 @@ def slices(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
 
 @dataclass
 class Utterance:
-    """Between two ends or interrupts, in seconds. delivered: given to the head; spoken: out, as far as was seen."""
+    """See the module. pieces: what is not delivered yet; complete: nothing more is added to it; ended: all of it is
+    delivered. In seconds, delivered: given to the head and heard; spoken: out, as far as was seen."""
 
     delivered: float = 0.0
     spoken: float = 0.0
     started: bool = False
+    complete: bool = False
     ended: bool = False
+    pieces: deque[np.ndarray] = field(default_factory=deque)
 
     def look(self, unspoken: float) -> list[dict[str, Any]]:
         """What there is to tell of it, `unspoken` seconds of it being left."""
@@ -155,6 +189,114 @@ class Utterance:
         return told
 
 
+@dataclass
+class Speech:
+    """What a sender said and is not out yet, and what it is still to be told: the rules of the module, without a clock
+    or a connection. rate: Hz; utterances: those without an end message, the first of which is being spoken; size: bytes
+    of their pieces; answers: to be sent."""
+
+    rate: int
+    utterances: deque[Utterance] = field(default_factory=deque)
+    size: int = 0
+    answers: deque[dict[str, Any]] = field(default_factory=deque)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to deliver."""
+        return bool(self.utterances) and bool(self.utterances[0].pieces or self._ends)
+
+    @property
+    def _ends(self) -> bool:
+        first = self.utterances[0]
+        return first.complete and not first.ended
+
+    def put(self, samples: np.ndarray) -> None:
+        """Add sound (n, channels) to the utterance that is open, or begin one."""
+        if not len(samples):
+            return
+        if not self.utterances or self.utterances[-1].complete:
+            self.utterances.append(Utterance())
+        pieces = self.utterances[-1].pieces
+        self.size += samples.nbytes
+        if pieces:  # however short messages are, pieces are not
+            samples = np.concatenate([pieces.pop(), samples])
+        pieces.extend(slices(samples, self.rate))
+
+    def end(self) -> None:
+        """The utterance that is open is complete; if there is none, one of no sound."""
+        if not self.utterances or self.utterances[-1].complete:
+            self.utterances.append(Utterance())
+        self.utterances[-1].complete = True
+
+    def cut(self, unspoken: float, own: bool) -> None:
+        """Somebody interrupts. unspoken: seconds of what was delivered; own: whether it is the sender."""
+        self.look(unspoken)
+        told = [utterance.spoken for utterance in self.utterances] or ([0.0] if own else [])
+        by = "sender" if own else "other"
+        self.answers.extend({"type": "interrupted", "seconds": round(seconds, 3), "by": by} for seconds in told)
+        self.utterances.clear()
+        self.size = 0
+
+    def deliver(self, voice: Voice) -> bool:
+        """The next piece, or the end, of the first utterance. False if there is none, or no room for it."""
+        if not self.waits:
+            return False
+        first = self.utterances[0]
+        if not first.pieces:
+            first.ended = voice.finish()
+            return first.ended
+        samples = first.pieces[0]
+        if not voice.deliver(samples, self.rate):
+            return False
+        first.pieces.popleft()
+        self.size -= samples.nbytes
+        if voice.heard:
+            first.delivered += len(samples) / self.rate
+        return True
+
+    def look(self, unspoken: float) -> None:
+        """See what became of the first utterance. unspoken: seconds of what was delivered."""
+        if self.utterances:
+            self.answers.extend(self.utterances[0].look(unspoken))
+            if self.utterances[0].ended and unspoken <= 0:
+                self.utterances.popleft()
+
+
+@dataclass
+class Allowance:
+    """How often something may be done: `rate` times a second, `burst` times at once."""
+
+    rate: float
+    burst: float
+    spent: float = 0.0
+    then: float = 0.0
+
+    def spend(self, now: float) -> float:
+        """Do it once more. now: seconds. Returns the seconds to wait until it may be done again."""
+        self.spent = max(0.0, self.spent - (now - self.then) * self.rate) + 1
+        self.then = now
+        return max(0.0, (self.spent - self.burst) / self.rate)
+
+
+Peer = Literal["there", "closing", "gone"]
+
+
+def peer_of(transport: asyncio.BaseTransport | None) -> Peer:
+    """What a peer's system says of it while nothing is read: closing: nothing comes after what is here; gone: it has
+    reset the connection. "there" where the system cannot tell (Windows)."""
+    raw = None if transport is None or transport.is_closing() else transport.get_extra_info("socket")
+    if raw is None or raw.fileno() < 0:
+        return "closing"
+    if not hasattr(select, "poll"):
+        return "there"
+    poll, half_closed = select.poll(), getattr(select, "POLLRDHUP", 0)
+    poll.register(raw.fileno(), half_closed)
+    events = dict(poll.poll(0)).get(raw.fileno(), 0)
+    if events & (select.POLLERR | select.POLLHUP):
+        return "gone"
+    return "closing" if events & half_closed else "there"
+
+
 def _notice_when_gone(request: web.Request) -> None:
     """Bytes that are not acknowledged, such as those of a ping, end the connection (RFC 5482)."""
     raw = request.transport.get_extra_info("socket") if request.transport else None
@@ -163,93 +305,139 @@ def _notice_when_gone(request: web.Request) -> None:
             raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, int(1000 * GONE_SECONDS))
 
 
-@dataclass(eq=False)
-class _Sender:
-    """One connection: a reader, which must see an interrupt at once, and a feeder, which waits for room."""
+class Socket(Protocol):
+    """What a sender needs of an aiohttp.web.WebSocketResponse."""
 
-    socket: web.WebSocketResponse
+    async def receive(self) -> WSMessage: ...
+    async def send_str(self, data: str) -> None: ...
+    async def ping(self) -> None: ...
+    async def pong(self, message: bytes) -> None: ...
+
+
+@dataclass(eq=False)
+class Sender:
+    """One connection: it is read, so that an interrupt is seen at once, while what it said is delivered as there is
+    room for it and what there is to tell is sent. on_interrupt: stops the head, and calls interrupt of every sender.
+    peer: how its connection is; closed: whether the head is about to end."""
+
+    socket: Socket
     voice: Voice
     form: PcmForm
     on_interrupt: Callable[[], None]
-    waiting: deque[np.ndarray | None] = field(default_factory=deque)  # None: the utterance ends
-    size: int = 0
-    utterance: Utterance = field(default_factory=Utterance)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    told: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=64))
+    peer: Callable[[], Peer] = lambda: "there"
+    closed: Callable[[], bool] = lambda: False
+    speech: Speech = field(init=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
+    _silent: float | None = None  # since when all that came is out
 
-    def put(self, samples: np.ndarray | None) -> None:
-        if samples is None:
-            self.waiting.append(None)
-        else:
-            self.size += samples.nbytes
-            if self.waiting and self.waiting[-1] is not None:  # however short messages are, pieces are not
-                samples = np.concatenate([self.waiting.pop(), samples])
-            self.waiting.extend(slices(samples, self.form.rate))
-        self.changed.set()
+    def __post_init__(self) -> None:
+        self.speech = Speech(self.form.rate)
 
-    def interrupt(self) -> None:
+    def interrupt(self, own: bool = False) -> None:
         """What came so far is stale."""
-        self.utterance.look(self.voice.unspoken)
-        open_ = self.utterance.delivered > 0 or self.waiting
-        self.waiting.clear()
-        self.size = 0
-        self.voice.drop()
-        if open_:
-            self.told.append({"type": "interrupted", "seconds": round(self.utterance.spoken, 3)})
-        self.utterance = Utterance()
-        self.changed.set()
+        self.speech.cut(self.voice.unspoken, own)
+        self._changed.set()
+        self._answered.set()
 
-    async def feed(self) -> None:
-        """For as long as it is connected: what waits goes to the head, one utterance after another."""
+    async def serve(self) -> bool:
+        """Until the connection ends and, if it was closed normally, all is spoken; whether it was. Raises an
+        ExceptionGroup of TransportError, for what the sender did wrong, of ConnectionError and of what went wrong."""
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(each) for each in (self._feed(), self._answer(), self._ping())]
+            well = await self._read()
+            if well:  # nobody else speaks before
+                if self.speech.utterances and not self.speech.utterances[-1].complete:
+                    self.speech.end()
+                self._changed.set()
+                while self.speech.utterances and not self.closed():
+                    await asyncio.sleep(POLL_SECONDS)
+            for task in beside:
+                task.cancel()
+        return well
+
+    async def _feed(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            while not self.waiting or self.utterance.ended:
-                self.changed.clear()
-                if not self.waiting or self.utterance.ended:
-                    await self.changed.wait()
-            samples = self.waiting[0]
-            if samples is None:
-                self.waiting.popleft()
-                self.voice.finish()
-                self.utterance.ended = True
-            elif self.voice.deliver(samples, self.form.rate):
-                self.waiting.popleft()
-                self.size -= samples.nbytes
-                if self.voice.heard:
-                    self.utterance.delivered += len(samples) / self.form.rate
+            moved = self.speech.deliver(self.voice)
+            self.speech.look(self.voice.unspoken)
+            if self.speech.answers:
+                self._answered.set()
+            if moved:
                 await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(POLL_SECONDS)
+                continue
+            self._rest(clock())
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS if self.speech.utterances or self.voice.heard else None):
+                    await self._changed.wait()
 
-    async def report(self) -> None:
-        """Tell what becomes of it."""
+    def _rest(self, now: float) -> None:
+        """Give up the floor when all that came is spoken."""
+        if not self.voice.heard or self.speech.waits or self.voice.unspoken > 0:
+            self._silent = None
+        elif self._silent is None:
+            self._silent = now
+            if not self.speech.utterances:
+                self.voice.cede()
+            elif self.voice.finish() and self.voice.unspoken > 0:  # in a pause what a resampler held back comes, too
+                self._silent = None
+        elif now - self._silent >= PAUSE_SECONDS:
+            self.voice.leave()
+
+    async def _answer(self) -> None:
         while True:
-            await asyncio.sleep(POLL_SECONDS)
-            self.told.extend(self.utterance.look(self.voice.unspoken))
-            while self.told:
-                message = self.told.popleft()
-                if message["type"] == "played":
-                    self.utterance = Utterance()
-                    self.changed.set()
-                with contextlib.suppress(ConnectionError):  # gone, and spoken to its end
-                    await self.socket.send_str(json.dumps(message))
+            await self._answered.wait()
+            self._answered.clear()
+            while self.speech.answers:
+                await self._send(self.socket.send_str(json.dumps(self.speech.answers[0])))
+                self.speech.answers.popleft()
 
-    async def ping(self) -> None:
+    async def _ping(self) -> None:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            with contextlib.suppress(ConnectionError):
-                await self.socket.ping()
+            if self.peer() == "there":  # one that has closed would answer with a reset, and what it sent be lost
+                await self._send(self.socket.ping())
 
-    async def read(self) -> int:
-        """Until it closes; the code it closed with, or that it is to be closed with."""
-        splitter = Splitter(self.form)
-        async for message in self.socket:
+    async def _send(self, message: Awaitable[None]) -> None:
+        """To one that is gone, and spoken to its end, nothing is sent. Raises ConnectionError for one that takes
+        nothing any more."""
+        try:
+            async with asyncio.timeout(GONE_SECONDS):
+                with contextlib.suppress(ConnectionError):
+                    await message
+        except TimeoutError:
+            raise ConnectionAbortedError("the sender does not read its answers") from None
+
+    async def _read(self) -> bool:
+        """Until it closes; whether normally."""
+        clock, splitter = asyncio.get_running_loop().time, Splitter(self.form)
+        allowance = Allowance(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
+        while True:
+            message = await self.socket.receive()
             if message.type is WSMsgType.BINARY:
-                self.put(splitter.push(message.data))
+                self.speech.put(splitter.push(message.data))
+                self._changed.set()
             elif message.type is WSMsgType.TEXT:
                 self._obey(message.data)
-            while self.size > BACKLOG_BYTES or len(self.waiting) > BACKLOG_PIECES:
+            elif message.type is WSMsgType.PING:
+                await self._send(self.socket.pong(message.data))
+            elif message.type is WSMsgType.CLOSE:
+                return message.data in _NORMAL
+            elif message.type is not WSMsgType.PONG:
+                return False
+            await asyncio.sleep(allowance.spend(clock()))  # receive does not let go while there is more
+            while self._full():
+                if self.peer() == "gone":
+                    return False
                 await asyncio.sleep(POLL_SECONDS)
-        return self.socket.close_code or WSCloseCode.ABNORMAL_CLOSURE
+
+    def _full(self) -> bool:
+        """Whether nothing more is to be read. Of one that closes all bytes are here: they are read to see how."""
+        speech = self.speech
+        if len(speech.utterances) > BACKLOG_UTTERANCES or len(speech.answers) > BACKLOG_ANSWERS:
+            return True
+        return speech.size > BACKLOG_BYTES and self.peer() != "closing"
 
     def _obey(self, text: str) -> None:
         try:
@@ -257,8 +445,10 @@ class _Sender:
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             kind = None
         if kind == "end":
-            self.put(None)
+            self.speech.end()
+            self._changed.set()
         elif kind == "interrupt":
+            self.interrupt(own=True)
             self.on_interrupt()
         else:
             raise TransportError('give binary samples, {"type": "interrupt"} or {"type": "end"}')
@@ -271,7 +461,7 @@ class SpeechSockets:
         """listen: makes what one connection's voice goes to. interrupt: stops the head, and calls ours. limit:
         connections at once."""
         self._listen, self._interrupt, self._limit = listen, interrupt, limit
-        self._senders: set[_Sender] = set()
+        self._senders: set[Sender] = set()
         self._closed = False
 
     @property
@@ -281,7 +471,7 @@ class SpeechSockets:
     @property
     def backlog(self) -> float:
         """Seconds of voice that wait here, of all connections."""
-        return sum(sender.size / sender.form.frame / sender.form.rate for sender in self._senders)
+        return sum(sender.speech.size / sender.form.frame / sender.form.rate for sender in self._senders)
 
     def interrupt(self) -> None:
         """Somebody interrupts: what waits here is dropped, and each sender told."""
@@ -290,8 +480,10 @@ class SpeechSockets:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The handler of GET /speak."""
-        # without compression: a small message stays small
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS)
+        # without compression: a small message stays small. Pings are answered where messages are counted.
+        socket = web.WebSocketResponse(
+            max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS, autoping=False
+        )
         if not socket.can_prepare(request):
             raise web.HTTPUpgradeRequired(
                 text="this is for a WebSocket: connect to it as ws://HOST/speak", headers={"Upgrade": "websocket"}
@@ -307,35 +499,37 @@ class SpeechSockets:
         except TransportError as error:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode())
             return socket
-        sender = _Sender(socket, self._listen(), form, self._interrupt)
+        transport = request.transport
+        sender = Sender(
+            socket, self._listen(), form, self._interrupt, lambda: peer_of(transport), lambda: self._closed
+        )
         self._senders.add(sender)
         _log.info("somebody speaks over a WebSocket", extra={"rate": form.rate, "channels": form.channels})
+        well = False
         try:
             await socket.send_json({"type": "ready"} | vars(form))
-            await self._serve(sender)
+            well = await self._serve(sender, socket)
         finally:
             self._senders.discard(sender)
-            sender.voice.leave()
+            (sender.voice.leave if well else sender.voice.abandon)()
             _log.info("the WebSocket is closed", extra={"code": socket.close_code})
         return socket
 
-    async def _serve(self, sender: _Sender) -> None:
-        tasks = [asyncio.ensure_future(each) for each in (sender.feed(), sender.report(), sender.ping())]
+    async def _serve(self, sender: Sender, socket: web.WebSocketResponse) -> bool:
+        """Whether what it said was spoken to its end."""
+        well = False
         try:
-            if await sender.read() == WSCloseCode.OK:  # what it sent is still spoken, and nobody else speaks before
-                while sender.waiting and not self._closed:
-                    await asyncio.sleep(POLL_SECONDS)
-                sender.voice.finish()
-                while sender.voice.unspoken > 0 and not self._closed:
-                    await asyncio.sleep(POLL_SECONDS)
-        except TransportError as error:
-            await sender.socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=str(error).encode())
-        except ConnectionError:
+            well = await sender.serve()
+        except* TransportError as wrong:
+            reason = str(wrong.exceptions[0]).encode()
+            await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=reason)
+        except* ConnectionError:
             pass  # gone
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        except* Exception as group:
+            error = group.exceptions[0]
+            _log.error("a voice over a WebSocket failed: %s: %s", type(error).__name__, error)
+            await socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"an error of ifmdm; its log has more")
+        return well
 
     async def aclose(self) -> None:
         """Tell all that the head goes away (1001), and close."""

@@ -15,6 +15,9 @@ from aiortc.rtp import RtpPacket
 
 #: Lost voice becomes silence, up to here at a time. Who was silent for longer begins anew.
 GAP_SECONDS = 1.0
+#: A peer of which no packet comes for so long is not heard any more, and others may speak, though its session goes on:
+#: that a peer is gone shows in half a minute (RFC 7675). Its voice comes in packets of 20 ms, or of 400 ms in pauses.
+LOST_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ class Listener(Protocol):
         """No more comes: what was held back can be used."""
 
     def leave(self) -> None:
-        """The speaker is gone."""
+        """The speaker is gone, or lost for now: others may speak. What is delivered later may be heard again."""
 
 
 class GapFiller:
@@ -57,19 +60,28 @@ def samples_of(frame: av.AudioFrame) -> np.ndarray:
 
 
 async def hear(track: MediaStreamTrack, listener: Listener) -> None:
-    """Deliver a peer's track until it ends. The track is always read: aiortc's queue in it has no bound."""
-    filler = GapFiller()
+    """Deliver a peer's track until it ends; while nothing comes of it, the listener is left. The track is always read:
+    aiortc's queue in it has no bound."""
+    filler, loop = GapFiller(), asyncio.get_running_loop()
+
+    def lose() -> None:
+        listener.finish()
+        listener.leave()
+
     try:
         while True:
-            frame = await track.recv()
+            lost = loop.call_later(LOST_SECONDS, lose)
+            try:
+                frame = await track.recv()
+            finally:
+                lost.cancel()
             at = None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
             samples = filler.fill(samples_of(frame), frame.sample_rate, at)
             listener.deliver(samples[:, 0] if samples.shape[1] == 1 else samples, frame.sample_rate)
     except MediaStreamError:
         pass
     finally:
-        listener.finish()
-        listener.leave()
+        lose()
 
 
 class InOrder:
