@@ -1,33 +1,41 @@
 """What a peer offers in SDP, what of it is taken, and the answer.
 
-aiortc fails a whole offer for one part that it has no codec for. Here a part is refused alone, with port 0 (RFC 9429
-section 5.3.1, RFC 9725 section 4.4.2): it is taken out before aiortc sees the offer and put into its answer.
+Each part is taken or refused alone, with port 0 (RFC 9429 section 5.3.1, RFC 9725 section 4.4.2). aiortc sees the parts
+that are taken and nothing else, in the form of description.py; the rest of the answer is written here.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from aiortc import RTCIceCandidate, sdp
 from aiortc.codecs import CODECS
 from aiortc.rtcpeerconnection import find_common_codecs
 
+from transports.webrtc.candidates import read_candidate
+from transports.webrtc.description import (
+    Description,
+    Section,
+    Transport,
+    read_description,
+    read_transport,
+    unreadable,
+    write_description,
+    write_section,
+)
+from transports.webrtc.refusals import Refusal
+
 MAX_PARTS = 16
-MAX_CANDIDATES = 32
 
-
-class Refusal(Exception):
-    """A request that is refused. status: of HTTP; the message is one line; headers: more of the response."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers or {}
+_PROFILE = re.compile(r"((UDP|TCP)/(D?TLS)/|DTLS/)?RTP/S?AVPF?")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One m= section. index: its place; codecs: names in lower case that aiortc and the peer have in common; takes,
-    gives: whether the peer wants to receive and to send."""
+    """One m= section. index: its place; mid: its name, its own or one given here; codecs: names in lower case that
+    aiortc and the peer have in common; takes, gives: whether the peer wants to receive and to send; group: the BUNDLE
+    group that it is in (RFC 9143), by its place among them, None for none; fault: why it cannot be connected, ""
+    if it can."""
 
     index: int
     mid: str
@@ -35,105 +43,179 @@ class Part:
     codecs: frozenset[str]
     takes: bool
     gives: bool
+    group: int | None
+    fault: str
+    section: Section
+    transport: Transport
+    candidates: tuple[RTCIceCandidate, ...]
 
 
 @dataclass(frozen=True)
 class Offer:
-    """An offer that can be read."""
+    """An offer that can be read. groups: the mids of each BUNDLE group; lite: the peer speaks ICE lite."""
 
-    description: sdp.SessionDescription
     parts: tuple[Part, ...]
+    groups: tuple[tuple[str, ...], ...]
+    lite: bool
 
     def first(self, kind: str, wanted: Callable[[Part], bool]) -> Part | None:
-        """The first part of a kind that will do."""
-        return next((part for part in self.parts if part.kind == kind and wanted(part)), None)
+        """The first part of a kind that will do and can be connected."""
+        return next((part for part in self.parts if part.kind == kind and not part.fault and wanted(part)), None)
 
-
-def _codecs(media: sdp.MediaDescription) -> frozenset[str]:
-    if media.kind not in CODECS:
-        return frozenset()
-    common = find_common_codecs(CODECS[media.kind], media.rtp.codecs)
-    return frozenset(codec.name.lower() for codec in common) - {"rtx"}
+    def faults(self, kind: str, wanted: Callable[[Part], bool]) -> None:
+        """Raises Refusal (422) if a part would do, were it not for how it is to be connected."""
+        for part in self.parts:
+            if part.kind == kind and part.fault and wanted(part):
+                raise Refusal(422, part.fault)
 
 
 def read_offer(text: str) -> Offer:
     """Raises Refusal: 400 for what is no SDP, 422 for SDP that is no offer of WebRTC."""
-    try:
-        description = sdp.SessionDescription.parse(text)
-        if not text.lstrip().startswith("v=") or not description.media:
-            raise ValueError
-    except Exception:  # the parser stumbles in many ways
-        raise Refusal(400, "this is not an SDP offer") from None
-    if len(description.media) > MAX_PARTS:
+    description = read_description(text)
+    sections = description.sections
+    if len(sections) > MAX_PARTS:
         raise Refusal(422, f"the offer has more than {MAX_PARTS} m= sections")
+    mids = _mids(sections)
+    groups = _groups(description, mids)
+    transports = [_transport(section) for section in sections]
     parts = []
-    for index, media in enumerate(description.media):
-        mid = media.rtp.muxId
-        if not mid or mid in (part.mid for part in parts):
-            raise Refusal(422, "each m= section of the offer needs an a=mid of its own")
-        if not media.ice.usernameFragment or not media.ice.password:
-            raise Refusal(422, "the offer has no ICE user name and password")
-        if media.dtls is None or not media.dtls.fingerprints:
-            raise Refusal(422, "the offer has no DTLS fingerprint and a=setup")
-        direction = media.direction or "sendrecv"
-        takes, gives = direction in ("recvonly", "sendrecv"), direction in ("sendonly", "sendrecv")
-        parts.append(Part(index, mid, media.kind, _codecs(media), takes, gives))
-        media.ice_candidates = media.ice_candidates[:MAX_CANDIDATES]
-    return Offer(description, tuple(parts))
+    for index, (section, mid) in enumerate(zip(sections, mids, strict=True)):
+        group = next((place for place, group in enumerate(groups) if mid in group), None)
+        transport = transports[index]
+        if group is not None and not _is_rejected(section):
+            # the first of a bundle speaks for all that do not speak for themselves (RFC 9143 section 7.1.3)
+            first = next(mids.index(each) for each in groups[group] if not _is_rejected(sections[mids.index(each)]))
+            transport = transport.filled(transports[first])
+        parts.append(_part(index, section, mid, group, transport))
+    return Offer(tuple(parts), groups, any(each.name == "ice-lite" for each in description.attributes))
+
+
+def _is_rejected(section: Section) -> bool:
+    """Whether the peer itself does not want it: port 0, but for one that is offered within a bundle only (RFC 9143)."""
+    return section.port == 0 and not section.has("bundle-only")
+
+
+def _transport(section: Section) -> Transport:
+    return Transport() if _is_rejected(section) else read_transport(section)
+
+
+def _mids(sections: Iterable[Section]) -> list[str]:
+    """The names of the sections. One without is given one (RFC 9429 section 5.10). Raises Refusal (422)."""
+    told = [section.value("mid") for section in sections]
+    named = [mid for mid in told if mid]
+    if len(set(named)) < len(named):
+        raise Refusal(422, "two m= sections of the offer have the same a=mid")
+    for mid in named:
+        if re.fullmatch(r"[!-~]{1,64}", mid) is None:
+            raise Refusal(422, "an a=mid of the offer is longer than 64 characters, or has some that it may not have")
+    spare = (name for name in (f"part{number}" for number in range(2 * len(told))) if name not in named)
+    return [mid or next(spare) for mid in told]
+
+
+def _groups(description: Description, mids: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """The BUNDLE groups. Others, such as LS, are not answered (RFC 5888 section 9.2)."""
+    groups, seen = [], set()
+    for each in description.attributes:
+        semantics, *names = each.value.split() or [""]
+        if each.name == "group" and semantics == "BUNDLE":
+            group = [name for name in dict.fromkeys(names) if name in mids and name not in seen]
+            seen.update(group)
+            groups.append(tuple(group))
+    return tuple(groups)
+
+
+def _part(index: int, section: Section, mid: str, group: int | None, transport: Transport) -> Part:
+    if _is_rejected(section):
+        nothing: frozenset[str] = frozenset()
+        return Part(index, mid, section.kind, nothing, False, False, group, "it is rejected", section, transport, ())
+    takes, gives = section.direction in ("recvonly", "sendrecv"), section.direction in ("sendonly", "sendrecv")
+    codecs, candidates = _codecs(section), _candidates(section)
+    fault = _fault(section, transport)
+    return Part(index, mid, section.kind, codecs, takes, gives, group, fault, section, transport, candidates)
+
+
+def _fault(section: Section, transport: Transport) -> str:
+    """Why a section cannot be connected."""
+    if section.kind not in CODECS:
+        return "it is neither audio nor video"
+    if _PROFILE.fullmatch(section.profile) is None:
+        return f"the offer has m={section.kind} over {section.profile[:40]}: offer UDP/TLS/RTP/SAVPF"
+    if not transport.ufrag or not transport.password:
+        return "the offer has no ICE user name and password"
+    if not transport.fingerprints or transport.setup in ("", "holdconn"):
+        return "the offer has no DTLS fingerprint and a=setup"
+    if not transport.mux:
+        return f"the offer has no a=rtcp-mux for its {section.kind}: RTP and RTCP share one port here (RFC 5761)"
+    return ""
+
+
+def _codecs(section: Section) -> frozenset[str]:
+    if section.kind not in CODECS:
+        return frozenset()
+    text = write_description([write_section(section, "0", Transport("0", "0", (), "active"), "sendrecv")], [], False)
+    try:
+        offered = sdp.SessionDescription.parse(text).media[0].rtp.codecs
+        common = find_common_codecs(CODECS[section.kind], offered)
+    except (ValueError, KeyError, IndexError, AssertionError):  # formats that nobody could use
+        raise unreadable(section.number, f"m={section.kind}", "its formats contradict each other") from None
+    return frozenset(codec.name.lower() for codec in common) - {"rtx"}
+
+
+def _candidates(section: Section) -> tuple[RTCIceCandidate, ...]:
+    """Raises Refusal (400)."""
+    found = []
+    for each in section.attributes:
+        if each.name == "candidate":
+            try:
+                found.append(read_candidate(each.value))
+            except ValueError as error:
+                raise unreadable(each.number, f"a=candidate:{each.value}", str(error)) from None
+    return tuple(candidate for candidate in found if candidate is not None)
 
 
 def take(offer: Offer, kept: Collection[Part]) -> str:
-    """The offer with nothing but the parts that are kept, for aiortc."""
-    description = offer.description
-    indices = {part.index for part in kept}
+    """The offer with nothing but the parts that are kept and without candidates, for aiortc."""
     mids = {part.mid for part in kept}
-    media = [description.media[index] for index in sorted(indices)]
-    # candidates of a bundle may be told in a part that is not kept
-    if media and not media[0].ice_candidates:
-        for other in description.media:
-            if other.ice_candidates and other.ice.usernameFragment == media[0].ice.usernameFragment:
-                media[0].ice_candidates = other.ice_candidates
-                media[0].ice_candidates_complete = other.ice_candidates_complete
-                break
-    groups = []
-    for group in description.group:
-        items = [item for item in group.items if item in mids]
-        groups.append(sdp.GroupDescription(group.semantic, items))
-    taken = sdp.SessionDescription()
-    taken.origin, taken.name, taken.time = description.origin, description.name, description.time
-    taken.group, taken.msid_semantic, taken.media = groups, description.msid_semantic, media
-    taken.type = "offer"
-    return str(taken)
+    sections = [
+        write_section(part.section, part.mid, part.transport, part.section.direction)
+        for part in sorted(kept, key=lambda part: part.index)
+    ]
+    groups = [[mid for mid in group if mid in mids] for group in offer.groups]
+    return write_description(sections, [group for group in groups if group], offer.lite)
 
 
-def take_names(offer: Offer, kept: Collection[Part]) -> list[RTCIceCandidate]:
-    """Take out of the offer the candidates that have an mDNS name for an address; those of the parts that are kept."""
-    indices, named = {part.index for part in kept}, []
+def routes(offer: Offer, kept: Collection[Part]) -> dict[str, str]:
+    """{mid of a part: mid of the part that is kept whose transport is the same}. Candidates of a bundle may be told in
+    a part that is not kept."""
+    mids = {part.mid for part in kept}
+    found = {}
     for part in offer.parts:
-        media = offer.description.media[part.index]
-        found = [candidate for candidate in media.ice_candidates if candidate.ip.endswith(".local")]
-        if not found:
-            continue
-        media.ice_candidates = [candidate for candidate in media.ice_candidates if candidate not in found]
-        media.ice_candidates_complete = False  # they are yet to come
-        for candidate in found if part.index in indices else []:
-            candidate.sdpMid = part.mid
-            named.append(candidate)
-    return named
+        if part.group is None:
+            ends = [part.mid] if part.mid in mids else []
+        else:
+            ends = [mid for mid in offer.groups[part.group] if mid in mids]
+        users = [each for each in offer.parts if each.mid in ends[:1] and each.transport.ufrag == part.transport.ufrag]
+        if users:
+            found[part.mid] = users[0].mid
+    return found
 
 
 def answer(offer: Offer, kept: Collection[Part], made: str) -> str:
-    """aiortc's answer to what was kept, with the other parts refused in their places."""
+    """aiortc's answer to what was kept, with the other parts refused in their places, and nothing in it that was not
+    offered: neither a BUNDLE group nor an a=mid."""
     head, *sections = re.split(r"(?m)^(?=m=)", made)
-    waiting = iter(sections)
-    indices = {part.index for part in kept}
-    out = [head]
+    mids = {part.mid for part in kept}
+    groups = [[mid for mid in group if mid in mids] for group in offer.groups]
+    told = "".join(f"a=group:BUNDLE {' '.join(group)}\r\n" for group in groups if group)
+    out, waiting = [re.sub(r"(?m)^a=group:.*\r\n", "", head) + told], iter(sections)
     for part in offer.parts:
-        if part.index in indices:
-            out.append(next(waiting))
+        if part.mid in mids:
+            text = re.sub(r"\A(m=\S+ \S+ )\S+", lambda m, part=part: m[1] + part.section.profile, next(waiting))
+            out.append(text if part.section.value("mid") else re.sub(r"(?m)^a=mid:.*\r\n", "", text))
             continue
-        media = offer.description.media[part.index]
-        formats = " ".join(str(format) for format in media.fmt)
-        lines = [f"m={media.kind} 0 {media.profile} {formats}", "c=IN IP4 0.0.0.0", "a=inactive", f"a=mid:{part.mid}"]
+        section = part.section
+        lines = [f"m={section.kind} 0 {section.profile} {' '.join(section.formats) or '0'}", "c=IN IP4 0.0.0.0"]
+        lines += [] if section.kind not in CODECS else ["a=inactive"]
+        lines += [f"a=mid:{part.mid}"] if section.value("mid") else []
         out.append("".join(f"{line}\r\n" for line in lines))
     return "".join(out)

@@ -10,13 +10,15 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 from aiohttp import web
 from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
-from aiortc.sdp import candidate_from_sdp
 
-from transports.webrtc.offers import MAX_CANDIDATES, Offer, Part, Refusal, answer, read_offer, take, take_names
+from transports.webrtc.candidates import Allowance, is_name, read_candidate
+from transports.webrtc.description import unreadable
+from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
+from transports.webrtc.refusals import Refusal
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
 #: The largest body, and how long it may take to arrive.
@@ -29,15 +31,18 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """One peer. ended: called once when it is over, whatever was the reason; connected: when media can flow."""
+    """One peer. ended: called once when it is over, whatever was the reason; connected: when media can flow; ufrags: of
+    ICE, that the peer has; routes: as of offers.routes."""
 
     def __init__(self, connection: RTCPeerConnection) -> None:
         self.id, self.etag = secrets.token_urlsafe(16), f'"{secrets.token_hex(8)}"'
         self.connection = connection
         self.ended: list[Callable[[], None]] = []
         self.connected: list[Callable[[], None]] = []
-        self.candidates = 0
-        self._lookup: asyncio.Task | None = None
+        self.ufrags: frozenset[str] = frozenset()
+        self.routes: Mapping[str, str] = {}
+        self._allowance = Allowance()
+        self._lookups: set[asyncio.Task] = set()
         self._over: asyncio.Task | None = None
         self._limit: asyncio.TimerHandle | None = None
 
@@ -57,27 +62,39 @@ class Session:
 
         self.connection.on("connectionstatechange", changed)
 
-    def look_up(self, candidates: Sequence[RTCIceCandidate]) -> None:
-        """Add candidates under mDNS names, as browsers offer them that hide their addresses (draft-ietf-mmusic-mdns-
-        ice-candidates). A look-up takes a second, in vain across networks; nobody waits for it, as the peer's own
-        checks mostly come first and tell its address."""
+    async def add(self, candidates: Iterable[tuple[str, RTCIceCandidate]]) -> None:
+        """Have candidates checked, as far as this peer's allowance goes. candidates: (mid of the part that it was told
+        for, "" for the first one; candidate). That no more come is not told to aiortc: a peer comes by its own checks,
+        too, and aiortc would fail at once where it was told of no candidate.
 
-        async def add() -> None:
-            for candidate in candidates:
-                try:
-                    await self.connection.addIceCandidate(candidate)
-                except Exception as error:  # closed meanwhile, or told that no more come
-                    _log.debug("a candidate was not added: %s: %s", type(error).__name__, error)
+        Those under mDNS names, as browsers tell them that hide their addresses, are looked up, which takes a second, in
+        vain across networks; nobody waits for it, as the peer's own checks mostly come first and tell its address."""
+        first = next(iter(self.routes.values()), None)
+        for mid, candidate in candidates:
+            route = self.routes.get(mid) if mid else first
+            if route is None or not self._allowance.admits(candidate):
+                continue
+            candidate.sdpMid = route
+            if is_name(candidate):
+                task = asyncio.ensure_future(self._look_up(candidate))
+                self._lookups.add(task)
+                task.add_done_callback(self._lookups.discard)
+            else:
+                await self.connection.addIceCandidate(candidate)
 
-        self._lookup = asyncio.ensure_future(add())
+    async def _look_up(self, candidate: RTCIceCandidate) -> None:
+        try:
+            await self.connection.addIceCandidate(candidate)
+        except Exception as error:  # closed meanwhile
+            _log.debug("a candidate was not added: %s: %s", type(error).__name__, error)
 
     def end(self) -> asyncio.Future:
         """It is over; what to await until nothing is left of it, which does not end if whoever awaits it does."""
         if self._over is None:
             if self._limit is not None:
                 self._limit.cancel()
-            if self._lookup is not None:
-                self._lookup.cancel()
+            for task in self._lookups:
+                task.cancel()
             ended, self.ended, self.connected = self.ended, [], []
             for call in ended:
                 call()
@@ -206,15 +223,16 @@ async def negotiate(session: Session, offer: Offer, kept: Sequence[Part]) -> str
     """Answer the parts that are kept, for which the connection has its transceivers. Raises Refusal.
 
     Nothing connects before the caller awaits something: until then it can say what is to happen when it does."""
-    connection, named = session.connection, take_names(offer, kept)
+    connection = session.connection
+    session.ufrags = frozenset(part.transport.ufrag for part in offer.parts) - {""}
+    session.routes = routes(offer, kept)
     try:
         await connection.setRemoteDescription(RTCSessionDescription(take(offer, kept), "offer"))
+        await session.add((part.mid, candidate) for part in offer.parts for candidate in part.candidates)
         await connection.setLocalDescription()
-    except Exception as error:  # of many kinds: what the parser let pass and aiortc cannot do
+    except Exception as error:  # of many kinds: what was understood here and aiortc cannot do
         _log.info("an offer was refused: %s: %s", type(error).__name__, error)
         raise Refusal(422, "the offer cannot be answered") from None
-    if named:
-        session.look_up(named)
     return answer(offer, kept, connection.localDescription.sdp)
 
 
@@ -235,28 +253,29 @@ async def trickle(session: Session, request: web.Request) -> web.Response:
     text = await read_body(request, FRAGMENT)
     match = request.headers.get("If-Match")
     ufrag = re.search(r"(?m)^a=ice-ufrag:(\S+)", text)
-    names = re.findall(r"(?m)^a=ice-ufrag:(\S+)", session.connection.remoteDescription.sdp)
-    if match == "*" or (ufrag and ufrag[1] not in names):
+    if match == "*" or (ufrag and ufrag[1] not in session.ufrags):
         raise Refusal(422, "ICE cannot be restarted here: begin a new session")
     # some clients send no If-Match; there is one ICE session only, so nothing can be mistaken
     if match is not None and match != session.etag:
         raise Refusal(412, "this is not the session's ETag")
-    mid = None
-    try:
-        for line in text.splitlines():
-            if line.startswith("a=mid:"):
-                mid = line.removeprefix("a=mid:").strip()
-            elif line.startswith("a=candidate:") and session.candidates < MAX_CANDIDATES:
-                session.candidates += 1
-                candidate = candidate_from_sdp(line.removeprefix("a=candidate:"))
-                candidate.sdpMid, candidate.sdpMLineIndex = mid, 0 if mid is None else None
-                await session.connection.addIceCandidate(candidate)
-            elif line.startswith("a=end-of-candidates"):
-                await session.connection.addIceCandidate(None)
-    except Exception as error:
-        _log.info("candidates were refused: %s: %s", type(error).__name__, error)
-        raise Refusal(400, "a candidate cannot be read") from None
+    await session.add(read_fragment(text))
     return web.Response(status=204)
+
+
+def read_fragment(text: str) -> list[tuple[str, RTCIceCandidate]]:
+    """(mid, candidate) of all that can be used. Raises Refusal (400)."""
+    mid, found = "", []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("a=mid:"):
+            mid = line.removeprefix("a=mid:").strip()
+        elif line.startswith("a=candidate:"):
+            try:
+                candidate = read_candidate(line.removeprefix("a=candidate:"))
+            except ValueError as error:
+                raise unreadable(number, line, str(error)) from None
+            if candidate is not None:
+                found.append((mid, candidate))
+    return found
 
 
 def session_routes(

@@ -6,8 +6,9 @@ from aiohttp import web
 
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import Listener, attend, hasten
-from transports.webrtc.offers import Offer, Part, Refusal
+from transports.webrtc.offers import Offer, Part
 from transports.webrtc.options import CODECS, configuration, links
+from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import RETRY_AFTER, created, negotiate, read_request, session_routes
 from transports.webrtc.showing import show
 
@@ -16,10 +17,13 @@ def choose(offer: Offer, codecs: Collection[str]) -> tuple[Part | None, Part | N
     """The parts for picture and voice. Raises Refusal if nothing of the head could be shown or heard."""
     video = offer.first("video", lambda part: part.takes and bool(part.codecs & set(codecs)))
     audio = offer.first("audio", lambda part: part.takes and "opus" in part.codecs)
-    if any(part.kind == "video" and part.takes for part in offer.parts) and video is None:
-        names = " or ".join(CODECS[codec] for codec in codecs)
-        raise Refusal(406, f"no video codec in common: offer {names}")
+    if video is None:
+        offer.faults("video", lambda part: part.takes)
+        if any(part.kind == "video" and part.takes for part in offer.parts):
+            names = " or ".join(CODECS[codec] for codec in codecs)
+            raise Refusal(406, f"no video codec in common: offer {names}")
     if video is None and audio is None:
+        offer.faults("audio", lambda part: part.takes)
         if any(part.takes and part.kind == "audio" for part in offer.parts):
             raise Refusal(406, "no audio codec in common: offer opus")
         raise Refusal(422, "the offer wants neither picture nor voice: offer recvonly video, audio or both")

@@ -10,8 +10,9 @@ from aiohttp import web
 from aiortc import MediaStreamTrack
 
 from transports.webrtc.listening import Listener, attend, hasten
-from transports.webrtc.offers import Offer, Part, Refusal
+from transports.webrtc.offers import Offer, Part
 from transports.webrtc.options import WebRtcOptions, configuration, links
+from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
 
 
@@ -44,13 +45,16 @@ class Speakers:
 
 
 def choose(offer: Offer) -> tuple[Part, Part | None]:
-    """The part with the voice, and one with pictures to be answered as inactive. Raises Refusal."""
-    if not any(part.kind == "audio" and part.gives for part in offer.parts):
-        raise Refusal(422, "the offer has no voice: offer sendonly audio")
+    """The part with the voice, and one with pictures on the same transport, to be answered as inactive. Raises
+    Refusal."""
     voice = offer.first("audio", lambda part: part.gives and bool(part.codecs))
     if voice is None:
+        offer.faults("audio", lambda part: part.gives)
+        if not any(part.kind == "audio" and part.gives for part in offer.parts):
+            raise Refusal(422, "the offer has no voice: offer sendonly audio")
         raise Refusal(406, "no audio codec in common: offer opus")
-    return voice, offer.first("video", lambda part: bool(part.codecs))
+    together = voice.group is not None
+    return voice, offer.first("video", lambda part: together and part.group == voice.group and bool(part.codecs))
 
 
 def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
