@@ -87,12 +87,14 @@ def check_source(settings: Settings) -> tuple[str, str]:
 
 def check_recording(settings: Settings) -> tuple[str, str]:
     from plugin.render import check_record
+    from transports.file import encoder_note
     from transports.recording import next_take
 
     if not settings.live.record:
         return GOOD, "none asked for"
     check_record(settings)
-    return GOOD, f"{next_take(settings.live.record)} can be written"
+    written = f"{next_take(settings.live.record)} can be written"
+    return (POOR, f"{written}; {note}") if (note := encoder_note()) else (GOOD, written)
 
 
 def check_clip(settings: Settings) -> tuple[str, str]:

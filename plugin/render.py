@@ -20,7 +20,7 @@ from plugin import __version__
 from plugin.badge import Badge
 from plugin.settings import Settings
 from plugin.signals import unwinding
-from transports.file import Mp4Writer, check_output
+from transports.file import Mp4Writer, check_output, encoder_note
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_VOICE = ASSETS / "voice.flac"
@@ -174,6 +174,8 @@ def render(
     start = start or partial(start_head, tell=progress)
     head = start(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)), settings)
     badge = Badge(video.size) if video.badge else None
+    if progress and (note := encoder_note()):
+        print(note, file=sys.stderr)
 
     with unwinding() as signals, contextlib.ExitStack() as stack:
         with signals.held():

@@ -29,6 +29,7 @@ from plugin.live import LiveStream
 from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
+from transports.file import encoder_note
 from transports.media import CLOSE_SECONDS, Interruptible, MediaFormat, Probed, Sink, Source, TransportError
 from transports.recording import RecordingSink, cut_off, next_take
 
@@ -541,6 +542,8 @@ def _recording(path: str, tell: Callable[[str], None]) -> RecordingSink:
     take = next_take(path)
     if take != Path(path):
         tell(f"{path} is there already and is kept; this recording will be {take}")
+    if note := encoder_note():
+        tell(note)
     return RecordingSink(take, {"comment": PROVENANCE, "description": PROVENANCE})
 
 

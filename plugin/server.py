@@ -25,7 +25,7 @@ from plugin.sessions import Sessions
 from plugin.settings import Settings, check_server
 from transports.media import TransportError
 from transports.webrtc.broadcast import Broadcast
-from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.options import WebRtcOptions, encodable
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {
@@ -93,7 +93,7 @@ class Server:
         allows."""
         self._settings, self._door = settings, door
         self.limits = limits or Limits(connections=allowed(Limits.connections, descriptors()))
-        self.broadcast = Broadcast(WebRtcOptions(**settings.webrtc.model_dump()))
+        self.broadcast = Broadcast(encodable(WebRtcOptions(**settings.webrtc.model_dump())))
         public = frozenset([*_PAGE_FILES, "/favicon.ico", *_SESSION_FILES])
         self._guard = Guard(settings.server.token, frozenset(settings.server.origins), public)
         self._files = {path: (PAGE / name).read_bytes() for path, (name, _) in _PAGE_FILES.items()}

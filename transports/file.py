@@ -22,6 +22,11 @@ MAX_AUDIO_RATE = 48_000
 AUDIO_BITS = (96_000, 5)
 # FFmpeg's default coder, "twoloop", clicks on steady tones: 24 dB over the noise where this one gives 60.
 AUDIO_OPTIONS = {"aac_coder": "fast"}
+#: FFmpeg's encoders for the pictures, the best first. All wheels of PyAV have x264, which is GPL; an FFmpeg without GPL
+#: code has it not, and MPEG-4 Part 2 is in each.
+VIDEO_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+# Of those that know no quality, bits a pixel: MPEG-4 Part 2 at what x264 makes of a talking head, several times over.
+BITS_PER_PIXEL = 0.4
 # Indistinguishable from the source at arm's length, and x264 keeps up with 45 fps on half a core.
 QUALITY = {"crf": "18", "preset": "veryfast"}
 ENCODER_THREADS = 2
@@ -65,6 +70,29 @@ def check_output(path: str | Path) -> Path:
     return target
 
 
+def has_encoder(name: str) -> bool:
+    """Whether PyAV's FFmpeg has the encoder of that name."""
+    try:
+        av.Codec(name, "w")
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def video_encoder() -> str:
+    """The encoder that files are made with."""
+    return next(filter(has_encoder, VIDEO_ENCODERS))
+
+
+def encoder_note() -> str:
+    """One line on what is different without x264; "" with it."""
+    chosen = video_encoder()
+    if chosen == VIDEO_ENCODERS[0]:
+        return ""
+    made = "MPEG-4 Part 2, which browsers do not play" if chosen == "mpeg4" else "H.264 of a fixed bitrate"
+    return f"PyAV's FFmpeg has no x264: the pictures of an MP4 file are {made} (docs/licences.md)"
+
+
 def supported_audio_rate(rate: int) -> int:
     """The rate at which AAC keeps a voice of `rate` Hz: that or the next higher there is, up to 48 kHz."""
     rates = sorted(r for r in av.Codec("aac", "w").audio_rates or () if r <= MAX_AUDIO_RATE)
@@ -72,7 +100,7 @@ def supported_audio_rate(rate: int) -> int:
 
 
 class Mp4Writer:
-    """An MP4 file (H.264 and AAC) that appears only when it is whole.
+    """An MP4 file (H.264, see VIDEO_ENCODERS, and AAC) that appears only when it is whole.
 
     Frame i is shown at i / fps and the first sample of the voice is heard at 0. Until `close` everything goes
     to a hidden file beside the target, which then takes the target's name; a writer that is left by an
@@ -134,8 +162,12 @@ class Mp4Writer:
             undo.pop_all()
 
     def _add_video(self, width: int, height: int, fps: int, options: Mapping[str, str]) -> None:
-        self._video = self._container.add_stream("libx264", rate=fps, options=options)
+        encoder = video_encoder()
+        best = encoder == VIDEO_ENCODERS[0]
+        self._video = self._container.add_stream(encoder, rate=fps, options=dict(options) if best else {})
         context = self._video.codec_context
+        if not best:
+            context.bit_rate = round(width * height * fps * BITS_PER_PIXEL)
         context.width, context.height = width, height
         context.pix_fmt = "yuv420p"
         context.time_base = Fraction(1, fps)

@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from av.video.frame import PictureType
 
+from transports.file import has_encoder
+from transports.media import TransportError
+
 VIDEO_CLOCK, VOICE_CLOCK = 90_000, 48_000
 VIDEO_BASE, VOICE_BASE = Fraction(1, VIDEO_CLOCK), Fraction(1, VOICE_CLOCK)
 #: Rates that Opus takes without resampling (RFC 6716 section 2.1.3).
@@ -16,6 +19,14 @@ VOICE_BITRATE = 40_000
 VOICE_PACKET_SECONDS = 0.02
 #: Missing voice up to here becomes silence; after more the encoder begins anew.
 GAP_SECONDS = 1.0
+
+
+#: FFmpeg's encoder for each codec. PyAV's wheels have them all; an FFmpeg without GPL code has no libx264.
+ENCODERS = {"vp8": "libvpx", "h264": "libx264"}
+
+
+def can_encode(codec: str) -> bool:
+    return has_encoder(ENCODERS[codec])
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +52,11 @@ class VideoEncoder:
     """One stream for all who watch in this codec. It decides no keyframes: whoever needs one asks."""
 
     def __init__(self, codec: str, width: int, height: int, fps: int, bitrate: int) -> None:
-        """codec: "vp8" or "h264"; bitrate: bits a second."""
+        """codec: "vp8" or "h264"; bitrate: bits a second. Raises TransportError if there is no encoder for it."""
         self._fps = fps
-        context = av.CodecContext.create({"vp8": "libvpx", "h264": "libx264"}[codec], "w")
+        if not can_encode(codec):
+            raise TransportError(f"PyAV's FFmpeg has no {ENCODERS[codec]}, which {codec} needs: choose another codec")
+        context = av.CodecContext.create(ENCODERS[codec], "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.bit_rate = bitrate
         context.framerate = Fraction(fps)

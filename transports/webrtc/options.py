@@ -1,11 +1,15 @@
 """What can be chosen about WebRTC, and the ICE servers among it."""
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiortc import RTCConfiguration, RTCIceServer
 
 from transports.media import TransportError
+from transports.webrtc.encoders import can_encode
+
+_log = logging.getLogger(__name__)
 
 #: What video may be called in `codecs`, and its name in SDP.
 CODECS = {"vp8": "VP8", "h264": "H264"}
@@ -31,6 +35,19 @@ class WebRtcOptions:
         if not 100_000 <= self.bitrate <= 20_000_000:
             raise TransportError(f"webrtc bitrate {self.bitrate}: give 100000 to 20000000 bits a second")
         ice_servers(self.ice_servers)
+
+
+def encodable(options: WebRtcOptions) -> WebRtcOptions:
+    """Without the codecs that PyAV's FFmpeg cannot encode, which is logged. Raises TransportError if none is left."""
+    lacking = [codec for codec in options.codecs if not can_encode(codec)]
+    if not lacking:
+        return options
+    kept = tuple(codec for codec in options.codecs if codec not in lacking)
+    if not kept:
+        raise TransportError(f"webrtc codecs {', '.join(lacking)}: PyAV's FFmpeg cannot encode that; give vp8")
+    told = f"WebRTC without {', '.join(lacking)}: PyAV's FFmpeg cannot encode that; viewers get {', '.join(kept)}"
+    _log.warning(told)
+    return replace(options, codecs=kept)
 
 
 def ice_servers(addresses: tuple[str, ...]) -> list[RTCIceServer]:

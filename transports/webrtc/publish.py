@@ -20,6 +20,7 @@ from aiortc import RTCPeerConnection, RTCSessionDescription
 
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 from transports.webrtc.broadcast import Broadcast, close_from_thread
+from transports.webrtc.encoders import can_encode
 from transports.webrtc.options import CODECS, WebRtcOptions, configuration
 from transports.webrtc.sessions import CONNECT_SECONDS, MAX_BYTES, SDP, Session
 from transports.webrtc.showing import show
@@ -60,6 +61,9 @@ class WhipOptions:
             raise TransportError("whip token: it has characters that no header may have")
         if self.codec not in CODECS:
             raise TransportError(f"whip codec {self.codec!r}: give {' or '.join(CODECS)}")
+        if not can_encode(self.codec):
+            others = " or ".join(filter(can_encode, CODECS))
+            raise TransportError(f"whip codec {self.codec!r}: PyAV's FFmpeg cannot encode that; give {others}")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
