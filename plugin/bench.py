@@ -38,7 +38,7 @@ from plugin import render as clips
 from plugin.memory import resident
 from plugin.settings import settings_for_measuring
 from transports.file import ENCODER_THREADS
-from transports.webrtc.encoders import VideoEncoder, to_i420
+from transports.webrtc.encoders import VideoEncoder, can_encode, to_i420
 from transports.webrtc.options import CODECS, WebRtcOptions
 
 PORTRAIT, FPS, SIZE = "ada", 45, 512
@@ -187,6 +187,8 @@ def encoding(head: Head, voice: np.ndarray) -> Iterator[Plan]:
     yield Plan("colour conversion", "frame", lambda: to_i420(next(images), out))
     pictures = [to_i420(image) for image in there_and_back]
     for name, codec in (("VP8 encoding", "vp8"), ("H.264 encoding", "h264")):
+        if not can_encode(codec):
+            continue
         encoder, numbered = VideoEncoder(codec, SIZE, SIZE, FPS, WebRtcOptions().bitrate), enumerate(cycle(pictures))
 
         def encode(encoder: VideoEncoder = encoder, numbered: Iterator[tuple[int, np.ndarray]] = numbered) -> None:
@@ -347,8 +349,11 @@ def run(args: argparse.Namespace) -> int:
     backend = Model.load(backend="cpu" if args.profile else args.backend or "auto").backend
     measured, told = chosen(args, backend.name)
     result = {"machine": machine(), "versions": versions(), "backend": str(backend)} | measured()
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"backend: {backend}")
-    print(told(result))
+    print(told(result), flush=True)
+    if args.json:  # last, since the disk may be full
+        try:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise BenchError(f"{args.json}: cannot be written ({error.strerror}); the figures are above") from error
     return 0

@@ -341,4 +341,6 @@ def _fail(message: str, status: int, debug: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from plugin import program
+
+    sys.exit(program.main())

@@ -134,8 +134,10 @@ class VirtualCameraSink(LazySink):
     def _connect(self) -> None:
         try:
             import pyvirtualcam
+        except ModuleNotFoundError:
+            raise TransportError("the camera needs the package pyvirtualcam: pip install pyvirtualcam") from None
         except ImportError as error:
-            raise TransportError(f"the camera needs the package pyvirtualcam: {error}") from None
+            raise TransportError(f"the package pyvirtualcam cannot be used: {' '.join(str(error).split())}") from None
         options = self._options
         device, backend = options.device or None, options.backend or None
         if device is None and backend in (None, "v4l2loopback") and sys.platform == "linux":

@@ -385,9 +385,12 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "versions": report.versions(),
     }
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(job.table(result))
+    print(job.table(result), flush=True)
+    if args.json is not None:  # last, since the disk may be full
+        try:
+            args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{args.json}: cannot be written ({error.strerror}); the figures are above") from error
     return 0
 
 
