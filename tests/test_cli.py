@@ -173,13 +173,43 @@ def test_what_cannot_be_is_refused_in_one_line(args, told, capsys):
         ("[head]\npose = ['1', 2, 3]", "config.toml: head.pose = ['1', 2, 3]: give yaw, pitch, roll"),
         ("[head]\nconsent = 'perhaps'", "config.toml: head.consent = 'perhaps': give true if you may"),
         ("fps 25", "config.toml: this is not TOML: "),
-        ("\xff", "config.toml: this is not TOML: "),
+        ("\xff", "config.toml: this is not TOML: line 1 is not UTF-8 (byte 0xff): save it as UTF-8"),
+        ("[head]\nportrait = 'caf\xe9'", "config.toml: this is not TOML: line 2 is not UTF-8 (byte 0xe9)"),
+        ("\xff\xfe[\0v\0", "config.toml: this is UTF-16, and TOML is UTF-8: save it as UTF-8"),
+        ("\xfe\xff\0[\0v", "config.toml: this is UTF-16"),
+        ("[\0v\0]\0", "config.toml: this is UTF-16"),
+        ("[video]\nfps = " + "9" * 5000, "config.toml: this is not TOML: a number too long"),
+        ("x = " + "[" * 5000, "config.toml: this is not TOML: a number too long, or nested too deeply"),
     ],
 )
 def test_a_wrong_config_file_is_named_with_key_value_and_what_is_allowed(text, told, capsys):
     Path("config.toml").write_bytes(text.encode("latin-1"))
     assert run("render") == 2
     assert capsys.readouterr().err.startswith(f"ifmdm: {told}")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_config_file_as_windows_writes_it(newline):
+    """With a mark before it and other ends of lines."""
+    text = f"[video]{newline}fps = 25{newline}[head]{newline}portrait = 'C:\\Users\\me\\你好.jpg'{newline}"
+    Path("config.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    got = load_settings({})
+    assert (got.video.fps, got.head.portrait) == (25, "C:\\Users\\me\\你好.jpg")
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\Users\\me.wav", "C:\\me\\a.wav", "C:\\new\\take.wav", "C:\\fast\\bo.wav", "\\\\server\\me.wav"]
+)
+def test_backslashes_that_toml_takes_for_something_else_get_a_hint_that_helps(path, capsys):
+    hint = """write the path between '...', or with / in place of \\"""
+    Path("config.toml").write_text(f'[render]\naudio = "{path}"\n')
+    assert run("render") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ifmdm: config.toml: ") and shown.endswith(f"{hint}\n") and shown.count("\n") == 1
+    for text in (f"'{path}'", path.replace("\\", "/").join('""')):  # as it says
+        Path("config.toml").write_text(f"[render]\naudio = {text}\n")
+        assert run("render") == 2
+        assert ": no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def fake_head(more: str, *args: str, folder: Path, **given) -> subprocess.Popen:
         ("$IFMDM config check --config no.toml 2>&1 >&- | head -0; exit ${PIPESTATUS[0]}", 2, ""),
         ("$IFMDM devices >&- 2>&- <&-", 0, ""),
         ("$IFMDM render --fps 0 2>&-", 2, ""),
-        ("$IFMDM run --no-server --source stdin <&-", 2, "ifmdm: standard input is closed; let a program send raw sound"),
+        ("$IFMDM run --no-server --source stdin <&-", 2, "ifmdm: standard input is closed; let a program"),
     ],
 )  # fmt: skip
 def test_streams_that_are_full_closed_or_unread_change_no_outcome(line, status, told, tmp_path):
