@@ -11,6 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 
+#: A thread that has nothing more to do ends within a fraction of this.
+ENDING_SECONDS = 0.1
+
+
 class Unanswered(Exception):
     """A call did not return in time; its thread is left behind."""
 
@@ -23,6 +27,7 @@ def begin(call: Callable[..., Any], *given: Any, name: str = "worker") -> asynci
     future.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody may have given up on it
 
     def settle(result: Any, error: BaseException | None) -> None:
+        thread.join(ENDING_SECONDS)  # it has nothing more to do, and is gone when the result is there
         if future.done():
             return
         if error is None:
@@ -35,7 +40,8 @@ def begin(call: Callable[..., Any], *given: Any, name: str = "worker") -> asynci
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
     return future
 
 

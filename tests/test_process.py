@@ -176,8 +176,9 @@ def test_files_whose_names_are_not_utf_8_are_read_written_and_told(tmp_path, ass
 
 
 def sent(number: int, delay: float, line: list[str], folder: Path) -> tuple[int, str]:
-    """A program, a signal so many seconds after its first line of ours could run, and how it ended."""
-    begins = "print('up', flush=True); import sys; from plugin.program import main; sys.exit(main())"
+    """A program, a signal so many seconds after its `main` is called, and how it ended. Before that Python starts, and
+    pip's script imports what it needs: 20 ms in which Ctrl-C shows a traceback that no program can prevent."""
+    begins = "import sys; from plugin.program import main; print('up', flush=True); sys.exit(main())"
     with subprocess.Popen(
         [sys.executable, "-c", begins, *line], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
