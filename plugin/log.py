@@ -8,6 +8,7 @@ only. What libraries say is shown from warnings on.
 import contextlib
 import json
 import logging
+import select
 import sys
 import time
 import traceback
@@ -75,20 +76,31 @@ class JsonFormatter(logging.Formatter):
 
 class Terminal(logging.Handler):
     """Log lines, and on a terminal a status line below them that is written over. status: only where a person reads,
-    and not among objects for a program."""
+    and not among objects for a program.
+
+    Nothing that becomes of the text stops the head: lines that a terminal takes not (Ctrl-S), or a pipe that nobody
+    reads from, are left out, and counted in the next that is shown."""
 
     def __init__(self, out: TextIO, form: str = "text") -> None:
         super().__init__()
         self.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
         self._out, self._live, self._shown = out, form == "text" and out.isatty(), 0
+        self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._takes():
+            self._lost += 1
+            return
         self._clear()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            told = f"{lost} lines were not shown, since nobody read them"
+            self._write(self.format(logging.LogRecord(__name__, logging.WARNING, "", 0, told, (), None)) + "\n")
         self._write(self.format(record) + "\n")
 
     def status(self, line: str) -> None:
         with self.lock:
-            if self._live:
+            if self._live and self._takes():
                 self._clear()
                 self._shown = len(self._write(line[:200]))
 
@@ -101,8 +113,15 @@ class Terminal(logging.Handler):
             self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
 
+    def _takes(self) -> bool:
+        """Whether some thousand characters can be written without waiting; where that cannot be known, yes."""
+        try:
+            return bool(select.select([], [self._out.fileno()], [], 0)[1])
+        except (OSError, ValueError):  # no descriptor behind it, or Windows
+            return True
+
     def _write(self, text: str) -> str:
-        """What was shown, as it was: nothing that cannot be written stops the head."""
+        """What was shown, as it was."""
         encoding = getattr(self._out, "encoding", None) or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         with contextlib.suppress(OSError, ValueError):  # nobody reads any more

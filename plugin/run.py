@@ -555,7 +555,7 @@ async def _made(make: Callable[[], Show], stop: asyncio.Event) -> Show:
         await asyncio.wait([making, stopped], return_when=asyncio.FIRST_COMPLETED)
         if not making.done():
             await asyncio.wait([making], timeout=STOP_SECONDS)
-    except asyncio.CancelledError:  # Ctrl-C on Windows
+    except asyncio.CancelledError:
         stop.set()
         await asyncio.wait([making], timeout=STOP_SECONDS)
         if making.done() and making.exception() is None:
@@ -591,10 +591,12 @@ async def _run(settings: Settings, terminal: Terminal, make: Callable[..., Show]
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     leaving = Leaving(stop)
     loop.set_default_executor(_Unwaited())
-    # Windows has no such handlers: there Ctrl-C cancels this, which cleans up just the same
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+    with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
         for number in signals.ending():
-            loop.add_signal_handler(number, leaving.leave, number)
+            try:
+                loop.add_signal_handler(number, leaving.leave, number)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda number, _: loop.call_soon_threadsafe(leaving.leave, number))
     try:
         show = leaving.show = await _made(partial(make, settings, _log.info, stopped=stop.is_set), stop)
     except Stopped:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-
 #: A thread that has nothing more to do ends within a fraction of this.
 ENDING_SECONDS = 0.1
 
