@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 
+VERSIONS = (HttpVersion10, HttpVersion11)
 #: Of the descriptors that the system allows, what connections may take: files, devices and WebRTC need the others.
 DESCRIPTOR_SHARE = 0.5
 #: What accept() says where the system has no more to give.
@@ -140,6 +141,8 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._request_count != before:
             self._head, self._body = 0, self._messages[-1][1]
+            if any(getattr(asked, "version", HttpVersion11) not in VERSIONS for asked, _ in self._messages):
+                self.cut()  # aiohttp would answer as HTTP/2.0, which this is not
         elif not self._upgraded and (self._body is None or self._body.is_eof()):
             self._head += len(data)
             if self._head > self.limits.head_bytes:

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from plugin.connections import EXHAUSTED
+
 #: What other origins may send and read.
 _METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 _REQUEST_HEADERS = "Authorization, Content-Type, If-Match"
@@ -161,6 +163,8 @@ async def plain_errors(request: web.Request, handler: Callable) -> web.StreamRes
     except web.RequestPayloadError:
         raise web.HTTPBadRequest(text="the body cannot be read") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            raise web.HTTPServiceUnavailable(text=f"{error.strerror.lower()}; try again later") from None
         if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
             raise  # nobody is there to be told
         _log.exception("a request failed", extra={"method": request.method, "path": request.path})
