@@ -55,8 +55,10 @@ class Guard:
         return False
 
     def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this machine; everything does where a token protects."""
+        """Whether a Host header names this machine, or where a proxy shows it; all do where a token protects."""
         if self.token or not host:  # a browser always sends it
+            return True
+        if host.lower() in {origin.partition("://")[2] for origin in self.origins}:
             return True
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -73,7 +75,8 @@ class Guard:
         host, origin = request.headers.get(hdrs.HOST, ""), request.headers.get(hdrs.ORIGIN)
         if not self.allows_host(host):
             raise web.HTTPMisdirectedRequest(
-                text="this host name is not this machine's; use 127.0.0.1 or localhost, or set a token"
+                text="this host name is not this machine's; use 127.0.0.1 or localhost, set a token, or, behind a "
+                "proxy, list its address in server.origins"
             )
         if origin is not None and not self.allows_origin(origin, host):
             raise web.HTTPForbidden(text="pages of this origin may not use this server; list it in server.origins")

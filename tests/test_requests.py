@@ -2,18 +2,23 @@
 Raw HTTP to a live head with a small model."""
 
 import asyncio
+import json
 import logging
 import os
 import re
 import zlib
+from urllib.parse import urljoin
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reverse_proxy import ReverseProxy
 from test_connections import health, peers, request, statuses
 from test_server import TOKEN, live, serving, until
+from webrtc_peers import watching
 
 from plugin import room as room_module
 from plugin.connections import Limits
+from plugin.guard import Guard
 from transports.webrtc import sessions as webrtc_sessions
 
 JSON = "Content-Type: application/json"
@@ -324,3 +329,75 @@ def test_any_bytes_are_answered_or_the_connection_is_closed(monkeypatch, caplog)
 
     asyncio.run(look())
     assert "Traceback" not in caplog.text
+
+
+# --- behind a proxy that shows it below a path
+
+
+def test_every_address_that_is_told_is_right_below_a_path():
+    async def look():
+        async with serving(token=TOKEN, server__sessions="1") as served:
+            with ReverseProxy(served.url) as proxy:
+                base = proxy.address
+                # as the page's requests have them
+                own = {"Authorization": f"Bearer {TOKEN}", "Origin": base.removesuffix("/avatar")}
+                client = served.client
+                client.headers.update(own)
+
+                async def ask(method: str, url: str, **more):
+                    async with client.request(method, url, **more) as answer:
+                        body = await answer.read()
+                        told = json.loads(body) if answer.content_type == "application/json" else body
+                        return answer.status, told, str(answer.url), answer.headers
+
+                async with watching(client, f"{base}/whep") as viewer:
+                    await until(lambda: viewer.pictures)
+                    assert viewer.location.startswith("/avatar/whep/")
+                    status, *_ = await ask("DELETE", urljoin(base, viewer.location))
+                    assert status == 200 and not served.server.broadcast.viewers
+                status, made, where, headers = await ask("POST", f"{base}/sessions", json={})
+                assert status == 201
+                session = urljoin(where, headers["Location"])
+                assert session == f"{base}/sessions/{made['id']}"
+                assert urljoin(where, made["url"]) == f"{session}/"
+                for url in (f"{base}/sessions", session):
+                    status, told, where, _ = await ask("GET", url)
+                    (one,) = told.get("sessions", [told])
+                    assert (status, urljoin(where, one["url"])) == (200, f"{session}/")
+                for place in (base, session):
+                    _, told, where, _ = await ask("GET", f"{place}/portraits")
+                    pictures = [urljoin(where, each["picture"]) for each in told["portraits"]]
+                    assert pictures[0] == f"{place}/portraits/ada"
+                    assert [(await ask("GET", each))[0] for each in pictures] == [200] * 4
+                    status, page, where, _ = await ask("GET", f"{place}/")
+                    files = re.findall(r'(?:href|src)="([^#"]+)"', page.decode())
+                    assert [urljoin(where, each) for each in files] == [
+                        f"{place}/icon.svg", f"{place}/page.css", f"{place}/page.js"
+                    ]  # fmt: skip
+                    assert [(await ask("GET", urljoin(where, each)))[0] for each in files] == [200] * 3
+                    assert (b"<html data-session " in page) == (place == session)
+                    async with client.ws_connect(f"{place}/speak") as socket:
+                        assert (await socket.receive_json())["type"] == "ready"
+                assert (await ask("GET", f"{base}/favicon.ico"))[2] == f"{base}/icon.svg"
+                assert (await ask("DELETE", session))[0] == 204
+                assert all(each.startswith("/avatar/") for each in proxy.asked)
+
+    live(look())
+
+
+def test_what_a_proxy_has_to_say_and_what_is_to_be_listed():
+    """The page's own requests name its origin, which must be the host that was asked, or listed."""
+
+    async def ask(keep_host: bool, **given) -> int:
+        async with serving(**given) as served:
+            with ReverseProxy(served.url, keep_host=keep_host) as proxy:
+                bearer = {"Authorization": f"Bearer {TOKEN}", "Origin": proxy.address.removesuffix("/avatar")}
+                async with served.client.post(f"{proxy.address}/interrupt", headers=bearer) as answer:
+                    return answer.status
+
+    assert live(ask(True, token=TOKEN)) == 204
+    assert live(ask(False, token=TOKEN)) == 403
+    listed = Guard(origins=frozenset({"https://head.example"}))
+    assert listed.allows_host("head.example") and listed.allows_host("127.0.0.1:8080")
+    assert not listed.allows_host("head.example:81") and not listed.allows_host("evil.example")
+    assert listed.allows_origin("https://head.example", "127.0.0.1:8080")
