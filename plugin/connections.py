@@ -279,12 +279,12 @@ class Connections:
         while True:
             try:
                 arrived, _ = await loop.sock_accept(door)
-            except ConnectionAbortedError:  # it has gone already
-                continue
             except OSError as error:
-                if error.errno not in EXHAUSTED:
-                    raise
-                await asyncio.sleep(self._exhausted(error))
+                if error.errno in EXHAUSTED:
+                    await asyncio.sleep(self._exhausted(error))
+                else:  # of that one connection, which is gone: see accept(2)
+                    _log.debug("a connection failed: %s", error)
+                    await asyncio.sleep(ROOM_SECONDS)
                 continue
             try:
                 await loop.connect_accepted_socket(lambda: self._make(self), arrived)
