@@ -96,8 +96,9 @@ class Connection(web.RequestHandler):
 
     def __init__(self, server: web.Server, connections: "Connections", **given: Any) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
+        # what is idle is cut in `look`
         super().__init__(
-            server, loop=loop, access_log=None, keepalive_timeout=2 * limits.idle, lingering_time=limits.linger,
+            server, loop=loop, access_log=None, keepalive_timeout=3600, lingering_time=limits.linger,
             auto_decompress=False, **given,
         )  # fmt: skip
         # aiohttp has 32 of them, each with a head of its own
@@ -140,6 +141,8 @@ class Connection(web.RequestHandler):
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
+            if self._body is not None and not self._body.is_eof():  # what came cannot be its rest
+                self._body.set_exception(web.RequestPayloadError("it is not as it was announced"))
             self._head, self._body = 0, self._messages[-1][1]
             if any(getattr(asked, "version", HttpVersion11) not in VERSIONS for asked, _ in self._messages):
                 self.cut()  # aiohttp would answer as HTTP/2.0, which this is not

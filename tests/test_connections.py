@@ -175,7 +175,7 @@ def test_a_client_that_reads_slowly_gets_everything():
 @linux
 def test_an_address_has_its_share_and_others_theirs():
     async def look():
-        async with serving(limits=Limits(connections=8)) as served:
+        async with serving(limits=Limits(connections=40, address_share=0.1)) as served:
             with peers(served, 3, address="127.0.0.2") as few, peers(served, 20, address="127.0.0.3") as many:
                 assert await health(served) == 200
                 await until(lambda: sum(not each.is_cut for each in many) == 4)

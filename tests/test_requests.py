@@ -46,6 +46,7 @@ async def ask(served, *sent: bytes) -> bytes:
     with peers(served, 1) as (peer,):
         for each in sent:
             await peer.send(each)
+            await asyncio.sleep(0.005 * (each is not sent[-1]))
         return await peer.read()
 
 
@@ -102,10 +103,11 @@ def test_a_body_that_cannot_be_read_is_refused_on_every_route(caplog):
             for headers, body, status in BROKEN.values():
                 for path, kind in (*TAKE.items(), *((path, JSON) for path in LEAVE)):
                     asked = request(f"POST {path}", kind, *headers.split("\r\n"), "Connection: close", body=body)
-                    answer = await ask(served, asked)
-                    (got,) = statuses(answer)
-                    assert got == status or (path in LEAVE and got in (204, 404, 409)), (asked, answer)
-                    assert answer.partition(b"\r\n\r\n")[2].strip().count(b"\n") == 0, (asked, answer)
+                    for parts in ([asked], [asked[: -len(body) or None], body]):
+                        answer = await ask(served, *parts)
+                        (got,) = statuses(answer)
+                        assert got == status or (path in LEAVE and got in (204, 404, 409)), (parts, answer)
+                        assert answer.partition(b"\r\n\r\n")[2].strip().count(b"\n") == 0, (parts, answer)
             assert await health(served) == 200
 
     live(look())
