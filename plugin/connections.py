@@ -25,6 +25,8 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 
+#: What reading a body raises where it is not as HTTP has it; the second where aiohttp has no compiled parser.
+UNREADABLE = (web.RequestPayloadError, HttpProcessingError)
 VERSIONS = (HttpVersion10, HttpVersion11)
 #: Of the descriptors that the system allows, what connections may take: files, devices and WebRTC need the others.
 DESCRIPTOR_SHARE = 0.5
@@ -166,7 +168,7 @@ class Connection(web.RequestHandler):
     def log_exception(self, *told: Any, **more: Any) -> None:
         # what it cannot read of a body that nobody asked for is no fault of ours
         error = more.get("exc_info")
-        if isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
+        if isinstance(error, (*UNREADABLE, ConnectionError)):
             _log.debug("a body that cannot be read: %s", error)
         else:
             super().log_exception(*told, **more)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from plugin.connections import EXHAUSTED
+from plugin.connections import EXHAUSTED, UNREADABLE
 
 #: What other origins may send and read.
 _METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
@@ -163,7 +163,7 @@ async def plain_errors(request: web.Request, handler: Callable) -> web.StreamRes
         return await handler(request)
     except web.HTTPException:
         raise  # one line of text already
-    except web.RequestPayloadError:
+    except UNREADABLE:
         raise web.HTTPBadRequest(text="the body cannot be read") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 
@@ -183,7 +184,7 @@ async def read_body(request: web.Request, kind: str) -> str:
         return body.decode()
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
-    except (UnicodeDecodeError, web.RequestPayloadError):
+    except (UnicodeDecodeError, web.RequestPayloadError, HttpProcessingError):
         request.content.feed_eof()  # else aiohttp reads on to the end, and logs the same error with a traceback
         raise Refusal(400, "the body cannot be read; send UTF-8") from None
 
