@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 
+#: What reading a body raises where it is not as HTTP has it; the second where aiohttp has no compiled parser.
+UNREADABLE = (web.RequestPayloadError, HttpProcessingError)
+VERSIONS = (HttpVersion10, HttpVersion11)
 #: Of the descriptors that the system allows, what connections may take: files, devices and WebRTC need the others.
 DESCRIPTOR_SHARE = 0.5
 #: What accept() says where the system has no more to give.
@@ -95,8 +98,9 @@ class Connection(web.RequestHandler):
 
     def __init__(self, server: web.Server, connections: "Connections", **given: Any) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
+        # what is idle is cut in `look`
         super().__init__(
-            server, loop=loop, access_log=None, keepalive_timeout=2 * limits.idle, lingering_time=limits.linger,
+            server, loop=loop, access_log=None, keepalive_timeout=3600, lingering_time=limits.linger,
             auto_decompress=False, **given,
         )  # fmt: skip
         # aiohttp has 32 of them, each with a head of its own
@@ -139,7 +143,11 @@ class Connection(web.RequestHandler):
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
+            if self._body is not None and not self._body.is_eof():  # what came cannot be its rest
+                self._body.set_exception(web.RequestPayloadError("it is not as it was announced"))
             self._head, self._body = 0, self._messages[-1][1]
+            if any(getattr(asked, "version", HttpVersion11) not in VERSIONS for asked, _ in self._messages):
+                self.cut()  # aiohttp would answer as HTTP/2.0, which this is not
         elif not self._upgraded and (self._body is None or self._body.is_eof()):
             self._head += len(data)
             if self._head > self.limits.head_bytes:
@@ -160,7 +168,7 @@ class Connection(web.RequestHandler):
     def log_exception(self, *told: Any, **more: Any) -> None:
         # what it cannot read of a body that nobody asked for is no fault of ours
         error = more.get("exc_info")
-        if isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
+        if isinstance(error, (*UNREADABLE, ConnectionError)):
             _log.debug("a body that cannot be read: %s", error)
         else:
             super().log_exception(*told, **more)
@@ -276,12 +284,12 @@ class Connections:
         while True:
             try:
                 arrived, _ = await loop.sock_accept(door)
-            except ConnectionAbortedError:  # it has gone already
-                continue
             except OSError as error:
-                if error.errno not in EXHAUSTED:
-                    raise
-                await asyncio.sleep(self._exhausted(error))
+                if error.errno in EXHAUSTED:
+                    await asyncio.sleep(self._exhausted(error))
+                else:  # of that one connection, which is gone: see accept(2)
+                    _log.debug("a connection failed: %s", error)
+                    await asyncio.sleep(ROOM_SECONDS)
                 continue
             try:
                 await loop.connect_accepted_socket(lambda: self._make(self), arrived)

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from plugin.connections import EXHAUSTED, UNREADABLE
+
 #: What other origins may send and read.
 _METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 _REQUEST_HEADERS = "Authorization, Content-Type, If-Match"
@@ -53,8 +55,10 @@ class Guard:
         return False
 
     def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this machine; everything does where a token protects."""
+        """Whether a Host header names this machine, or where a proxy shows it; all do where a token protects."""
         if self.token or not host:  # a browser always sends it
+            return True
+        if host.lower() in {origin.partition("://")[2] for origin in self.origins}:
             return True
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -71,7 +75,8 @@ class Guard:
         host, origin = request.headers.get(hdrs.HOST, ""), request.headers.get(hdrs.ORIGIN)
         if not self.allows_host(host):
             raise web.HTTPMisdirectedRequest(
-                text="this host name is not this machine's; use 127.0.0.1 or localhost, or set a token"
+                text="this host name is not this machine's; use 127.0.0.1 or localhost, set a token, or, behind a "
+                "proxy, list its address in server.origins"
             )
         if origin is not None and not self.allows_origin(origin, host):
             raise web.HTTPForbidden(text="pages of this origin may not use this server; list it in server.origins")
@@ -158,9 +163,11 @@ async def plain_errors(request: web.Request, handler: Callable) -> web.StreamRes
         return await handler(request)
     except web.HTTPException:
         raise  # one line of text already
-    except web.RequestPayloadError:
+    except UNREADABLE:
         raise web.HTTPBadRequest(text="the body cannot be read") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            raise web.HTTPServiceUnavailable(text=f"{error.strerror.lower()}; try again later") from None
         if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
             raise  # nobody is there to be told
         _log.exception("a request failed", extra={"method": request.method, "path": request.path})

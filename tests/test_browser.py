@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
 from PIL import Image
+from reverse_proxy import ReverseProxy
 
 from engine.portrait import load_portrait
 from engine.speech import read_voice
@@ -604,16 +605,34 @@ def test_a_file_that_cannot_be_spoken_is_told_in_a_line(chromium, head, tmp_path
         assert not viewer.problems and not other.problems
 
 
-def test_a_file_is_spoken_with_a_token(chromium, tmp_path):
-    with LiveHead(tmp_path / "head", "--source", "none", config=f'[server]\ntoken = "{TOKEN}"\n') as head:
-        with Page(chromium) as viewer:
-            sent = Sent(viewer.page)
-            viewer.page.goto(f"{head.address}/#token={TOKEN}")
+def test_a_page_that_a_proxy_shows_below_a_path_does_everything(chromium, tmp_path):
+    """With a token; the page of a session, too."""
+    config = f'[server]\ntoken = "{TOKEN}"\nsessions = 1\n[video]\nsize = 128\nfps = 25\n'
+    with (
+        LiveHead(tmp_path / "head", "--source", "none", config=config) as head,
+        ReverseProxy(head.address) as proxy,
+        Page(chromium) as viewer,
+    ):
+        page, sent, heads = viewer.page, Sent(viewer.page), {"headers": {"Authorization": f"Bearer {TOKEN}"}}
+        made = viewer.context.request.post(f"{proxy.address}/sessions", **heads)
+        session = urljoin(made.url, made.headers["location"])
+        for place in (proxy.address, session):
+            page.goto(f"{place}/#token={TOKEN}")
             viewer.shows()
-            viewer.page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
+            page.wait_for_selector('[data-name="ada"][aria-checked=true]')
+            assert page.evaluate("[...document.querySelectorAll('#faces img')].every((image) => image.naturalWidth)")
+            page.set_input_files("#recording", tone(tmp_path / "tone.wav", 1))
             viewer.until(lambda: any(message["type"] == "played" for message in sent.messages))
             assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
-            assert not viewer.problems
+            sent.messages.clear()
+            with page.expect_response(f"{place}/style") as answered:
+                page.fill("#intensity", "1.5")
+            assert answered.value.ok
+        page.goto("about:blank")  # the session at the proxy is asked to end
+        viewer.until(lambda: any(each.startswith("/avatar/sessions/") and "/whep/" in each for each in proxy.asked))
+        assert not viewer.problems
+        assert viewer.hosts == {proxy.address.removesuffix("/avatar"), *[h for h in viewer.hosts if "about" in h]}
+        assert all(each.startswith("/avatar/") for each in proxy.asked)
         assert TOKEN not in head.said()
 
 

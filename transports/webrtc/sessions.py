@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 
 from transports.webrtc.candidates import Allowance, is_name, read_candidate
@@ -200,7 +201,7 @@ async def read_body(request: web.Request, kind: str) -> str:
         return body.decode()
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
-    except (UnicodeDecodeError, web.RequestPayloadError):
+    except (UnicodeDecodeError, web.RequestPayloadError, HttpProcessingError):
         request.content.feed_eof()  # else aiohttp reads on to the end, and logs the same error with a traceback
         raise Refusal(400, "the body cannot be read; send UTF-8") from None
 
