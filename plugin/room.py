@@ -249,8 +249,11 @@ class Room:
     # --- the controls
 
     async def _interrupt(self, _: web.Request) -> web.Response:
+        figures = self.show.stream.figures
+        before = figures.interrupts
         self.show.interrupt()
-        _log.info("interrupted", extra=self._labels)
+        if figures.interrupts > before:  # not once more for whoever asks again and again
+            _log.info("interrupted", extra=self._labels)
         return web.Response(status=204)
 
     async def _play(self, _: web.Request) -> web.Response:

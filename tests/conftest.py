@@ -34,7 +34,7 @@ BESIDE = {
     "test_file", "test_gather", "test_generator", "test_head", "test_lids", "test_log", "test_loopback",
     "test_meeting", "test_memory", "test_metrics", "test_painting", "test_parts", "test_portrait", "test_render",
     "test_renderer", "test_samplers", "test_speech", "test_stream", "test_timing", "test_torch_batch",
-    "test_training", "test_webrtc_bitrate", "test_weights",
+    "test_training", "test_utterances", "test_webrtc_bitrate", "test_weights",
 }  # fmt: skip
 #: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {

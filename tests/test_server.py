@@ -747,8 +747,8 @@ def test_what_was_sent_before_a_normal_close_is_spoken():
 
 @pytest.mark.parametrize("kind", ["samples", "ends"])
 def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypatch):
-    """Samples one by one are joined to few pieces, and ends are counted."""
-    monkeypatch.setattr(websocket, "BACKLOG_PIECES", 60)
+    """Samples one by one are joined to few pieces, and utterances are counted."""
+    monkeypatch.setattr(websocket, "BACKLOG_UTTERANCES", 20)
     sent = words(2.5)
 
     async def talk():
@@ -758,17 +758,21 @@ def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypat
 
             async def watch():
                 while True:
-                    seen.append(len(sender.waiting))
+                    waiting = sender.speech.utterances
+                    seen.append(sum(len(each.pieces) for each in waiting) if kind == "samples" else len(waiting))
                     await asyncio.sleep(0.001)
 
             watching = asyncio.create_task(watch())
             if kind == "ends":
+                await socket.send_bytes(sent.tobytes())
                 for _ in range(100):
                     await socket.send_json({"type": "end"})
-                await until(lambda: max(seen, default=0) > 60)
+                await until(lambda: max(seen, default=0) > 20)
+                answers = [await told(socket, "played") for _ in range(100)]
+                assert [each["seconds"] for each in answers] == [2.5] + 99 * [0]
             else:
-                await socket.send_bytes(sent[:-6000].tobytes())  # the head is full, and the others wait
-                for sample in sent[-6000:].tolist():
+                await socket.send_bytes(sent[:-1000].tobytes())  # the head is full, and the others wait
+                for sample in sent[-1000:].tolist():
                     await socket.send_bytes(sample.to_bytes(2, "little"))
                 await socket.send_json({"type": "end"})
                 assert (await told(socket, "played"))["seconds"] == 2.5
@@ -776,8 +780,9 @@ def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypat
             watching.cancel()
             return max(seen)
 
-    # ends beyond the bound are not read; 50 pieces are all of the voice, and the end
-    assert live(talk()) == 61 if kind == "ends" else live(talk()) <= 51
+    # ends beyond the bound are not read; 50 pieces are all of the voice
+    most = live(talk())
+    assert most == 21 if kind == "ends" else most <= 50
 
 
 async def call_out(ear) -> None:

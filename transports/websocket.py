@@ -61,9 +61,9 @@ from transports.pcm import ENCODINGS
 BACKLOG_BYTES, BACKLOG_UTTERANCES, BACKLOG_ANSWERS = 8 << 20, 256, 64
 #: The largest message; a larger one closes the connection with 1009.
 MESSAGE_BYTES = 1 << 20
-#: Messages of any kind that are read of a sender: 20 ms each, that is forty times the speed of speech, and a tenth of a
-#: core. So many may come at once.
-MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 2000.0, 500
+#: Messages of any kind that are read of a sender in a second, and how many may come at once: of 20 ms each, that is
+#: twenty times the speed of speech. More would take their share of the event loop's core from the head.
+MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 1000.0, 500
 #: The head is fed this much at a time, and looked at this often.
 CHUNK_SECONDS = 0.05
 POLL_SECONDS = 0.02
@@ -390,22 +390,23 @@ class Sender:
             await self._answered.wait()
             self._answered.clear()
             while self.speech.answers:
-                await self._send(self.socket.send_str(json.dumps(self.speech.answers[0])))
+                await self._send(self.socket.send_str, json.dumps(self.speech.answers[0]))
                 self.speech.answers.popleft()
 
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            if self.peer() == "there":  # one that has closed would answer with a reset, and what it sent be lost
-                await self._send(self.socket.ping())
+            await self._send(self.socket.ping)
 
-    async def _send(self, message: Awaitable[None]) -> None:
-        """To one that is gone, and spoken to its end, nothing is sent. Raises ConnectionError for one that takes
-        nothing any more."""
+    async def _send(self, send: Callable[..., Awaitable[None]], *message: Any) -> None:
+        """To one that has closed nothing is sent: it would answer with a reset, and what it sent before be lost. Raises
+        ConnectionError for one that takes nothing any more."""
+        if self.peer() != "there":
+            return
         try:
             async with asyncio.timeout(GONE_SECONDS):
                 with contextlib.suppress(ConnectionError):
-                    await message
+                    await send(*message)
         except TimeoutError:
             raise ConnectionAbortedError("the sender does not read its answers") from None
 
@@ -421,16 +422,19 @@ class Sender:
             elif message.type is WSMsgType.TEXT:
                 self._obey(message.data)
             elif message.type is WSMsgType.PING:
-                await self._send(self.socket.pong(message.data))
+                await self._send(self.socket.pong, message.data)
             elif message.type is WSMsgType.CLOSE:
                 return message.data in _NORMAL
             elif message.type is not WSMsgType.PONG:
                 return False
-            await asyncio.sleep(allowance.spend(clock()))  # receive does not let go while there is more
+            wait = allowance.spend(clock())
+            await asyncio.sleep(wait)  # even of 0: receive does not let go while there is more
+            if wait and self.peer() == "gone":
+                return False
             while self._full():
+                await asyncio.sleep(POLL_SECONDS)
                 if self.peer() == "gone":
                     return False
-                await asyncio.sleep(POLL_SECONDS)
 
     def _full(self) -> bool:
         """Whether nothing more is to be read. Of one that closes all bytes are here: they are read to see how."""
