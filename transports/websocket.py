@@ -369,7 +369,7 @@ class Sender:
             self._rest(clock())
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS if self.speech.utterances or self.voice.heard else None):
+                async with asyncio.timeout(POLL_SECONDS if self.speech.waits or self.voice.heard else None):
                     await self._changed.wait()
 
     def _rest(self, now: float) -> None:
