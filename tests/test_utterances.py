@@ -245,6 +245,7 @@ def test_any_order_of_sound_ends_and_interrupts_is_answered_as_the_protocol_says
             else:
                 mouth.speaks = step == "hears"
                 mouth.heard &= mouth.speaks
+        await asyncio.sleep(1)
         until = loop.time() + 100
         while (sender.speech.waits or mouth.heard) and loop.time() < until:
             await asyncio.sleep(1)
