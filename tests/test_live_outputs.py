@@ -771,6 +771,30 @@ def test_a_clip_that_is_interrupted_rests_until_it_is_asked_for_again():
     assert not source._thread.is_alive()
 
 
+def test_no_chunk_of_a_clip_is_delivered_once_it_is_interrupted():
+    """Not even one that was on its way."""
+    source, inside, go, got = ClipSource(np.ones(16_000, np.float32), 16_000), threading.Event(), threading.Event(), []
+
+    def deliver(part, rate):
+        inside.set()
+        go.wait(5)
+        got.append(part)
+        return True
+
+    done = threading.Event()
+    source.open(deliver, done.set)
+    assert inside.wait(5)
+    interrupting = threading.Thread(target=source.interrupt)
+    interrupting.start()
+    interrupting.join(0.1)
+    assert interrupting.is_alive() and not got
+    go.set()
+    interrupting.join(5)
+    assert not interrupting.is_alive() and len(got) == 1
+    assert done.wait(5) and len(got) == 1
+    source.close()
+
+
 def test_a_clip_without_a_loop_ends_at_an_interrupt():
     done = threading.Event()
     source = ClipSource(np.ones(160_000, np.float32), 16_000)
