@@ -504,9 +504,7 @@ class SpeechSockets:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode())
             return socket
         transport = request.transport
-        sender = Sender(
-            socket, self._listen(), form, self._interrupt, lambda: peer_of(transport), lambda: self._closed
-        )
+        sender = Sender(socket, self._listen(), form, self._interrupt, lambda: peer_of(transport), lambda: self._closed)
         self._senders.add(sender)
         _log.info("somebody speaks over a WebSocket", extra={"rate": form.rate, "channels": form.channels})
         well = False
