@@ -226,7 +226,7 @@ class Room:
                 "intensity": show.style.intensity,
                 "pose": list(show.style.pose),
                 "speaking": show.stream.unspoken > 0,
-                "guest": show.floor.speaker is not None,
+                "guest": show.floor.speaker is not None and not show.floor.ceded,
                 "speaker": self.speakers.etag(show.floor.speaker),
                 "resting": isinstance(show.source, Replayable) and show.source.resting,
                 "frames_per_second": round(self.pulse.rate, 2),

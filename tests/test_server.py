@@ -841,9 +841,10 @@ def test_a_sender_that_has_gone_waits_no_longer_when_the_head_is_interrupted_or_
     live(talk())
 
 
-def test_pings_are_answered():
+def test_pings_are_answered_and_messages_of_a_mebibyte_taken():
     async def talk():
         async with serving() as served, raw_socket(served) as (reader, writer):
+            writer.write(b"\x82\xff" + (1 << 20).to_bytes(8, "big") + bytes(4) + bytes(1 << 20))  # the largest message
             writer.write(b"\x89\x85" + bytes(4) + b"hello")
             assert (await reader.readuntil(b"}")).endswith(b'"channels": 1}')
             return await asyncio.wait_for(reader.readexactly(7), 5)
@@ -928,7 +929,8 @@ def test_no_number_of_requests_stops_the_head(kind, tmp_path):
                 body = '{"intensity": 1}' if kind.endswith("style") else ""
                 writer.write(
                     f"{kind} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n{body}".encode() * count
+                    f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+                    * count
                 )
                 answer = b"HTTP/1.1 20"
             else:

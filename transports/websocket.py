@@ -28,7 +28,7 @@ meanwhile to be dropped, too, sends an interrupt. An `end` with no sample before
 
 Nothing is lost where a sender is too fast: nothing more is read, and its TCP connection waits, while `BACKLOG_BYTES` or
 `BACKLOG_UTTERANCES` wait beside what the head itself holds, while it has not read `BACKLOG_ANSWERS` answers, and as
-long as it sends more than `MESSAGES_PER_SECOND`.
+long as it sends more than `MESSAGES_PER_SECOND`. A message may hold up to `MESSAGE_BYTES`.
 
 Who is heard first has the floor, and others go unheard. It is free for others who speak as soon as all complete
 utterances are spoken, and for the house `PAUSE_SECONDS` later, or earlier if the sender closes. In the middle of an
@@ -486,7 +486,7 @@ class SpeechSockets:
         """The handler of GET /speak."""
         # without compression: a small message stays small. Pings are answered where messages are counted.
         socket = web.WebSocketResponse(
-            max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS, autoping=False
+            max_msg_size=MESSAGE_BYTES + 1, compress=False, timeout=CLOSE_SECONDS, autoping=False
         )
         if not socket.can_prepare(request):
             raise web.HTTPUpgradeRequired(
