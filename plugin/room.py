@@ -226,7 +226,7 @@ class Room:
                 "intensity": show.style.intensity,
                 "pose": list(show.style.pose),
                 "speaking": show.stream.unspoken > 0,
-                "guest": show.floor.speaker is not None,
+                "guest": show.floor.speaker is not None and not show.floor.ceded,
                 "speaker": self.speakers.etag(show.floor.speaker),
                 "resting": isinstance(show.source, Replayable) and show.source.resting,
                 "frames_per_second": round(self.pulse.rate, 2),
@@ -249,8 +249,11 @@ class Room:
     # --- the controls
 
     async def _interrupt(self, _: web.Request) -> web.Response:
+        figures = self.show.stream.figures
+        before = figures.interrupts
         self.show.interrupt()
-        _log.info("interrupted", extra=self._labels)
+        if figures.interrupts > before:  # not once more for whoever asks again and again
+            _log.info("interrupted", extra=self._labels)
         return web.Response(status=204)
 
     async def _play(self, _: web.Request) -> web.Response:

@@ -32,15 +32,15 @@ BESIDE = {
     "test_anchor", "test_architecture", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint",
     "test_cli", "test_closing", "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features",
     "test_file", "test_gather", "test_generator", "test_head", "test_lids", "test_log", "test_loopback",
-    "test_meeting", "test_memory", "test_metrics", "test_packages", "test_painting", "test_parts", "test_portrait",
-    "test_render", "test_renderer", "test_samplers", "test_speech", "test_stream", "test_timing", "test_torch_batch",
-    "test_training", "test_webrtc_bitrate", "test_weights",
+    "test_meeting", "test_memory", "test_metrics", "test_packages", "test_painting", "test_parts",
+    "test_portrait", "test_render", "test_renderer", "test_samplers", "test_speech", "test_stream", "test_timing",
+    "test_torch_batch", "test_training", "test_utterances", "test_webrtc_bitrate", "test_weights",
 }  # fmt: skip
 #: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {
-    "test_connections", "test_devices", "test_faults", "test_live", "test_process", "test_requests", "test_server",
-    "test_server_run", "test_sessions", "test_webrtc_broadcast", "test_webrtc_names", "test_webrtc_publish",
-    "test_webrtc_whep", "test_webrtc_whip",
+    "test_connections", "test_devices", "test_faults", "test_live", "test_process", "test_requests",
+    "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast", "test_webrtc_names",
+    "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
 }  # fmt: skip
 #: The parts in which `make test` runs all modules, as it names them: `pytest -m`. The third are those left.
 PARTS = ("beside", "waiting", "not beside and not waiting")

@@ -159,6 +159,132 @@ def test_a_stale_frame_is_dropped_wherever_it_waits():
     in_virtual_time(watch)
 
 
+@pytest.mark.parametrize("said", [False, True])
+def test_interrupts_without_number_are_one_and_the_picture_goes_on(said):
+    """Two hundred at a time, at every frame of a second; with a word before each, too."""
+
+    async def watch(loop):
+        performer = core(pace=Pace(4, 3, 2))
+        async with in_step(performer, loop, margin=0.05) as stream:
+            stream.push(voice(10 * SAMPLE_RATE))
+            frames, before, asked = [], None, 0
+            async for frame in stream:
+                frames.append(frame)
+                if frame.index < FPS:
+                    continue
+                before = performer._model.evaluations if before is None else before
+                for _ in range(200):
+                    if said:
+                        stream.push(words)
+                    stream.interrupt()
+                asked += 200
+                if frame.index >= 2 * FPS:
+                    more = performer._model.evaluations - before
+                    return frames, more, performer.state.generation, stream.figures, asked
+
+    words = voice(20)
+    frames, evaluations, given, figures, asked = in_virtual_time(watch)
+    hop = 2  # steps
+    assert figures.late == figures.lost == 0
+    # but for those with a voice that was interrupted, which waited for their time, each frame is shown
+    assert len(frames) > 2 * FPS - 0.05 * FPS - 2
+    assert evaluations <= hop * (1 + SAMPLE_RATE // (4 * 640) + 1)  # what a second takes anyway, and one hop more
+    assert given == 1  # a word that was never heard is none to stop in the engine
+    assert figures.interrupts == (asked if said else 1)
+
+
+def test_a_word_that_is_heard_before_each_interrupt_costs_no_frames():
+    async def watch(loop):
+        async with in_step(core(pace=Pace(4, 3, 2)), loop, margin=0.05) as stream:
+            shown = 0
+            async for frame in stream:
+                shown += 1
+                stream.push(voice(3000))
+                if frame.index % 3 == 2:  # after 67 ms, of which the cushion is 20
+                    stream.interrupt()
+                if frame.index >= 3 * FPS:
+                    return shown, stream.figures
+
+    shown, figures = in_virtual_time(watch)
+    assert shown == 3 * FPS + 1 and figures.late == figures.lost == 0
+    assert figures.interrupts == FPS
+
+
+@pytest.mark.parametrize("when", ["push", "tick"])
+def test_an_interrupt_while_the_engine_is_at_work_leaves_the_whole_backlog_free(when, monkeypatch):
+    """In its thread it hears what came before, which is stale by then."""
+
+    async def watch(loop):
+        performer = core(backlog=SAMPLE_RATE)
+        stream = in_step(performer, loop, margin=0.05)
+        work = getattr(performer, when)
+
+        def interrupted(*given, **named):
+            result = work(*given, **named)
+            stream.interrupt()
+            return result
+
+        stream.push(voice(SAMPLE_RATE))
+        setattr(performer, when, interrupted)
+        stream._work()
+        setattr(performer, when, work)
+        assert (stream.backlog, stream.unspoken, stream.room) == (0, 0, SAMPLE_RATE)
+        words = -voice(SAMPLE_RATE)
+        assert stream.push_whole(words, False, stream.generation)
+        frames = []
+        for _ in range(4 * FPS):
+            loop.spend(1 / FPS)
+            frames += stream._work()
+        heard = sound(frames)
+        assert (heard[heard != 0] == words).all()
+        assert stream.backlog == 0
+        await stream.close()
+
+    in_virtual_time(watch)
+
+
+def test_a_voice_is_taken_whole_or_not_at_all_and_not_after_an_interrupt():
+    async def fill():
+        stream = LiveStream(core(backlog=1000), margin=0.02)
+        assert stream.push_whole(voice(700), False, 0)
+        assert not stream.push_whole(voice(700), False, 0)
+        assert stream.backlog == 700
+        assert stream.push_whole(voice(300), False, 0)
+        assert not stream.interrupt()  # nothing of it was shown yet
+        assert stream.push_whole(voice(300), False, 0)  # taken, and dropped
+        assert (stream.backlog, stream.generation) == (0, 1)
+        assert stream.push_whole(voice(300), False, 1)
+        assert stream.backlog == 300
+        with pytest.raises(VoiceError):
+            stream.push_whole(np.array([np.nan], np.float32), False, 1)
+        await stream.close()
+
+    live(fill())
+
+
+def test_orders_without_number_are_the_latest_and_pieces_of_voice_are_joined():
+    async def fill(loop):
+        performer, given = core(), []
+        for name in ("restyle", "change_portrait", "push", "interrupt"):
+            setattr(performer, name, lambda *order, name=name: given.append((name, order[0] if order else None)))
+        stream = in_step(performer, loop, margin=0.02)
+        for number in range(1000):
+            stream.restyle(Style(number / 1000))
+            stream.change_portrait(number)
+        words = voice(4000)
+        for sample in words:
+            stream.push(sample[None])
+        stream._hear()
+        await stream.close()
+        return given, words
+
+    given, words = in_virtual_time(fill)
+    assert given[:2] == [("change_portrait", 999), ("restyle", Style(0.999))]
+    pieces = [samples for _, samples in given[2:]]
+    assert [len(piece) for piece in pieces] == [640] * 6 + [160]
+    assert (np.concatenate(pieces) == words).all()
+
+
 def test_a_slow_consumer_misses_frames_and_nothing_piles_up():
     async def watch(loop):
         async with in_step(core(), loop, margin=0.02) as stream:
@@ -321,6 +447,88 @@ def test_a_source_waits_for_room_and_a_microphone_does_not():
     assert not Ear(listener, live=False).deliver(np.zeros(200, np.float32), 16_000)
     assert listener.got == []
     assert Ear(listener, live=True).deliver(np.zeros(200, np.float32), 16_000)
+
+
+def test_what_there_is_no_room_for_after_all_is_not_lost():
+    """Others pushed between the look for room and the push: what a resampler gave out by then is kept."""
+    listener, refuses = Listener(), iter([True, True, False, True, True, False, False, True] + [False] * 100)
+    take = listener.push_whole
+    listener.push_whole = lambda *given: not next(refuses) and take(*given)
+    ear, tone, at = Ear(listener, live=False), np.sin(np.arange(24_000) * 0.05).astype(np.float32), 0
+    for _ in range(100):
+        if at < len(tone) and ear.deliver(tone[at : at + 480], 24_000):
+            at += 480
+    while not ear.finish():
+        pass
+    alone = Listener()
+    whole = Ear(alone, live=False)
+    assert whole.deliver(tone, 24_000) and whole.finish()
+    assert (np.concatenate(listener.got) == np.concatenate(alone.got)).all()
+    assert sum(map(len, listener.got)) == 16_000
+
+
+@pytest.mark.parametrize("by", ["interrupt", "guest"])
+def test_what_the_house_says_during_an_interrupt_is_not_heard_after_it(by):
+    """Its source has a thread: a chunk of it, and what a resampler holds back, is on its way when somebody interrupts
+    or takes the floor."""
+
+    async def talk():
+        whole = show([Screen()])
+        house, guest = Ear(whole.stream, False, whole.floor), whole.invite(live=False)
+        assert house.deliver(voice(480), 24_000)
+        push = whole.stream.push_whole
+
+        def late(*given):
+            whole.stream.push_whole = push
+            if by == "interrupt":
+                whole.interrupt()
+            else:
+                assert guest.deliver(-voice(160), SAMPLE_RATE)
+            return push(*given)
+
+        whole.stream.push_whole = late
+        assert house.deliver(voice(480), 24_000)
+        assert whole.stream.backlog == (0 if by == "interrupt" else 160)
+        guest.leave()
+        assert house.deliver(np.zeros(480, np.float32), 24_000) and house.finish()
+        said = np.concatenate([piece.samples for piece in whole.stream._inbox.voice])
+        assert not (said > 0).any()
+        await whole.stream.close()
+
+    live(talk())
+
+
+def test_a_guest_that_has_said_all_lets_others_speak_and_the_house_once_it_leaves():
+    async def talk():
+        whole = show([Screen()])
+        house, first, second = Ear(whole.stream, False, whole.floor), whole.invite(), whole.invite()
+        words, hush = voice(320), np.zeros(320, np.float32)
+        first.deliver(words, SAMPLE_RATE)
+        second.deliver(words, SAMPLE_RATE)
+        assert first.heard and not second.heard
+        first.cede()
+        assert first.heard and not house.heard
+        second.deliver(hush, SAMPLE_RATE)
+        assert first.heard  # nothing was said
+        first.deliver(words, SAMPLE_RATE)
+        second.deliver(words, SAMPLE_RATE)
+        assert first.heard  # it went on
+        first.cede()
+        second.cede()  # which has no floor to give
+        second.deliver(words, SAMPLE_RATE)
+        assert second.heard and not first.heard
+        first.cede()
+        first.leave()
+        first.abandon()
+        assert second.heard
+        before = whole.stream.generation
+        second.abandon()
+        assert house.heard and whole.stream.generation == before + 1 and whole.stream.backlog == 0
+        first.deliver(words, SAMPLE_RATE)
+        assert first.heard
+        await whole.stream.close()
+
+    live(talk())
 
 
 def test_a_guest_speaks_before_the_house_and_not_by_being_there():

@@ -399,21 +399,22 @@ def test_a_device_with_another_clock_is_followed(sound):
     assert abs(sink._position - 160 - wanted) < 0.008 * 16_000
 
 
-def test_an_interrupt_silences_what_waits(sound):
+@pytest.mark.parametrize(("device", "block"), [("Cable", 160), ("", 480)])  # the second through a resampler
+def test_an_interrupt_silences_what_waits(sound, device, block):
     clock = Clock()
-    sink = AudioDeviceSink("Cable", clock)
+    sink = AudioDeviceSink(device, clock)
     sink.open(FORM)
     (stream,) = Stream.made
-    stream.ask(160, 0.02)
+    stream.ask(block, 0.02)
     sink.align(0.3)
     begins, index, heard = clock.now, 0, []
     for turn in range(80):
+        if turn == 40:
+            sink.interrupt()
         while begins + index / 45 <= clock.now:
             sink.send(media(index, None, 0.5 if turn < 40 else 0.0, begins))
             index += 1
-        if turn == 40:
-            sink.interrupt()
-        heard.append(stream.ask(160, 0.02))
+        heard.append(stream.ask(block, 0.02))
         clock.now += 0.01
     assert heard[39].any()
     assert not np.concatenate(heard[40:]).any()
@@ -769,6 +770,30 @@ def test_a_clip_that_is_interrupted_rests_until_it_is_asked_for_again():
     source.interrupt()
     source.close()
     assert not source._thread.is_alive()
+
+
+def test_no_chunk_of_a_clip_is_delivered_once_it_is_interrupted():
+    """Not even one that was on its way."""
+    source, inside, go, got = ClipSource(np.ones(16_000, np.float32), 16_000), threading.Event(), threading.Event(), []
+
+    def deliver(part, rate):
+        inside.set()
+        go.wait(5)
+        got.append(part)
+        return True
+
+    done = threading.Event()
+    source.open(deliver, done.set)
+    assert inside.wait(5)
+    interrupting = threading.Thread(target=source.interrupt)
+    interrupting.start()
+    interrupting.join(0.1)
+    assert interrupting.is_alive() and not got
+    go.set()
+    interrupting.join(5)
+    assert not interrupting.is_alive() and len(got) == 1
+    assert done.wait(5) and len(got) == 1
+    source.close()
 
 
 def test_a_clip_without_a_loop_ends_at_an_interrupt():

@@ -5,6 +5,8 @@ import contextlib
 import itertools
 import json
 import re
+import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -747,8 +749,8 @@ def test_what_was_sent_before_a_normal_close_is_spoken():
 
 @pytest.mark.parametrize("kind", ["samples", "ends"])
 def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypatch):
-    """Samples one by one are joined to few pieces, and ends are counted."""
-    monkeypatch.setattr(websocket, "BACKLOG_PIECES", 60)
+    """Samples one by one are joined to few pieces, and utterances are counted."""
+    monkeypatch.setattr(websocket, "BACKLOG_UTTERANCES", 20)
     sent = words(2.5)
 
     async def talk():
@@ -758,17 +760,21 @@ def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypat
 
             async def watch():
                 while True:
-                    seen.append(len(sender.waiting))
+                    waiting = sender.speech.utterances
+                    seen.append(sum(len(each.pieces) for each in waiting) if kind == "samples" else len(waiting))
                     await asyncio.sleep(0.001)
 
             watching = asyncio.create_task(watch())
             if kind == "ends":
+                await socket.send_bytes(sent.tobytes())
                 for _ in range(100):
                     await socket.send_json({"type": "end"})
-                await until(lambda: max(seen, default=0) > 60)
+                await until(lambda: max(seen, default=0) > 20)
+                answers = [await told(socket, "played") for _ in range(100)]
+                assert [each["seconds"] for each in answers] == [2.5] + 99 * [0]
             else:
-                await socket.send_bytes(sent[:-6000].tobytes())  # the head is full, and the others wait
-                for sample in sent[-6000:].tolist():
+                await socket.send_bytes(sent[:-1000].tobytes())  # the head is full, and the others wait
+                for sample in sent[-1000:].tolist():
                     await socket.send_bytes(sample.to_bytes(2, "little"))
                 await socket.send_json({"type": "end"})
                 assert (await told(socket, "played"))["seconds"] == 2.5
@@ -776,8 +782,9 @@ def test_messages_without_number_are_no_way_around_what_may_wait(kind, monkeypat
             watching.cancel()
             return max(seen)
 
-    # ends beyond the bound are not read; 50 pieces are all of the voice, and the end
-    assert live(talk()) == 61 if kind == "ends" else live(talk()) <= 51
+    # ends beyond the bound are not read; 50 pieces are all of the voice
+    most = live(talk())
+    assert most == 21 if kind == "ends" else most <= 50
 
 
 async def call_out(ear) -> None:
@@ -832,6 +839,186 @@ def test_a_sender_that_has_gone_waits_no_longer_when_the_head_is_interrupted_or_
             assert room.show.floor.speaker is None
 
     live(talk())
+
+
+def test_pings_are_answered_and_messages_of_a_mebibyte_taken():
+    async def talk():
+        async with serving() as served, raw_socket(served) as (reader, writer):
+            writer.write(b"\x82\xff" + (1 << 20).to_bytes(8, "big") + bytes(4) + bytes(1 << 20))  # the largest message
+            writer.write(b"\x89\x85" + bytes(4) + b"hello")
+            assert (await reader.readuntil(b"}")).endswith(b'"channels": 1}')
+            return await asyncio.wait_for(reader.readexactly(7), 5)
+
+    assert live(talk()) == b"\x8a\x05hello"
+
+
+def test_an_interrupt_right_behind_the_sound_is_always_answered():
+    async def talk():
+        async with serving() as served, served.speak() as socket:
+            assert (await socket.receive_json())["type"] == "ready"
+            for _ in range(40):
+                await socket.send_bytes(words(0.1).tobytes())
+                await socket.send_json({"type": "interrupt"})
+            await socket.send_bytes(words(0.2).tobytes())
+            await socket.send_json({"type": "end"})
+            await socket.send_json({"type": "interrupt"})  # between end and played
+            await socket.send_json({"type": "interrupt"})  # of nothing
+            await socket.send_bytes(words(0.2).tobytes())
+            await socket.send_json({"type": "end"})
+            await socket.send_json({"type": "end"})
+            answers = [await socket.receive_json(timeout=8) for _ in range(45)]
+            await asyncio.sleep(0.2)
+            async with served.client.post(served.url + "/interrupt"):
+                pass
+            with pytest.raises(TimeoutError):  # and nothing else is told
+                await socket.receive(timeout=0.3)
+            return answers, len(served.screen.sound)
+
+    answers, spoken = live(talk())
+    cut = {"type": "interrupted", "seconds": 0.0, "by": "sender"}
+    assert answers[:42] == [cut] * 42
+    assert answers[42:] == [{"type": "started"}, {"type": "played", "seconds": 0.2}, {"type": "played", "seconds": 0}]
+    assert spoken == 3200
+
+
+class Laborious(LoudnessModel):
+    """A model that takes its time: a hop of motion is 20 ms of waiting."""
+
+    def velocity(self, **given):
+        time.sleep(0.01)
+        return super().velocity(**given)
+
+
+def masked(text: str) -> bytes:
+    """A text message as clients send it (RFC 6455, 5.2), with a mask of zeros."""
+    data = text.encode()
+    return bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data
+
+
+@contextlib.asynccontextmanager
+async def raw_socket(served: Served, size: int = 1 << 16):
+    """A connection to /speak that is ours to spoil."""
+    where = urlsplit(served.url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=size)
+    writer.write(
+        f"GET /speak HTTP/1.1\r\nHost: {where.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "end", "POST /interrupt", "POST /style", "POST /play"])
+def test_no_number_of_requests_stops_the_head(kind, tmp_path):
+    """Two thousand messages in one write, or a thousand requests, while it speaks: half the frames would be enough."""
+    write_wav(tmp_path / "voice.wav", words(1) / 32768, SAMPLE_RATE)
+
+    async def flood():
+        house = {"live__source": "file", "voice__file": "voice.wav"} if kind == "POST /play" else {}
+        async with serving(model=Laborious(), **house) as served, raw_socket(served) as (reader, writer):
+            figures = served.show.stream.figures
+            served.show.stream.push(words(2))
+            await until(lambda: len(served.screen.sound) > 1000)
+            count = 2000
+            if kind.startswith("POST"):
+                count = 1000
+                reader, writer = await asyncio.open_connection(*writer.get_extra_info("peername"))
+                body = '{"intensity": 1}' if kind.endswith("style") else ""
+                writer.write(
+                    f"{kind} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+                    * count
+                )
+                answer = b"HTTP/1.1 20"
+            else:
+                writer.write(masked(json.dumps({"type": kind})) * count)
+                answer = b'"interrupted"' if kind == "interrupt" else b'"played"'
+            before, began, told = figures.made, time.monotonic(), b""
+            while told.count(answer) < count:
+                told += await reader.read(1 << 16)
+            await asyncio.sleep(max(0.0, began + 1 - time.monotonic()))
+            share = (figures.made - before) / 45 / (time.monotonic() - began)
+            async with served.client.get(served.url + "/health") as health:
+                assert health.status == 200
+            writer.transport.abort()
+            return share, told.count(answer), count, figures.interrupts
+
+    share, answered, count, interrupts = live(flood())
+    assert share > 0.5
+    assert answered == count
+    assert interrupts <= 1
+
+
+@pytest.mark.parametrize("how", ["reset", "closed without a word"])
+def test_the_floor_is_free_as_soon_as_a_connection_is_lost(how, monkeypatch):
+    """However much of what it sent is not read yet."""
+    monkeypatch.setattr(websocket, "BACKLOG_BYTES", 100_000)
+
+    async def talk():
+        async with serving() as served, raw_socket(served) as (_, writer):
+            sound = words(1.9).tobytes()[:60_000]
+            message = b"\x82\xfe" + len(sound).to_bytes(2, "big") + bytes(4) + sound
+            for _ in range(40):
+                writer.write(message)
+            await until(lambda: len(served.screen.sound) > 1000)
+            room = served.server.room
+            await until(lambda: room.sockets.backlog > 3)
+            assert served.show.floor.speaker is not None
+            if how == "reset":
+                raw = writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            else:
+                writer.write_eof()
+            await until(lambda: served.show.floor.speaker is None, 4)
+            await until(lambda: room.sockets.count == 0, 4)
+            assert served.show.stream.unspoken == 0
+
+    live(talk())
+
+
+def test_an_error_of_ours_closes_the_connection_in_one_line_and_gives_its_place_back(monkeypatch, caplog):
+    async def talk():
+        async with serving() as served, served.speak() as socket:
+            monkeypatch.setattr(Ear, "deliver", lambda *_: 1 / 0)
+            await socket.send_bytes(words(0.2).tobytes())
+            while (got := await socket.receive(timeout=5)).type is aiohttp.WSMsgType.TEXT:
+                pass
+            await until(lambda: served.server.room.sockets.count == 0)
+            return got.type, got.data, got.extra
+
+    assert live(talk()) == (aiohttp.WSMsgType.CLOSE, 1011, "an error of ifmdm; its log has more")
+    wrong = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in wrong] == [
+        "a voice over a WebSocket failed: ZeroDivisionError: division by zero"
+    ]
+    assert wrong[0].exc_info is None
+
+
+def test_an_idle_sender_lets_others_speak_and_speaks_again(monkeypatch):
+    monkeypatch.setattr(websocket, "PAUSE_SECONDS", 0.5)
+
+    async def talk():
+        async with serving() as served, served.speak("?rate=24000") as idle, served.speak() as other:
+            sent = words(0.3)
+            await idle.send_bytes(sent.tobytes())  # and no end
+            await told(idle, "started")
+            await until(lambda: served.show.floor.speaker is None)
+            await other.send_bytes(words(0.2).tobytes())
+            await other.send_json({"type": "end"})
+            played = [await told(other, "played")]
+            await idle.send_bytes(sent.tobytes())  # at once: what is complete is over when it is out
+            await idle.send_json({"type": "end"})
+            played.append(await told(idle, "played"))
+            return played, len(served.screen.sound)
+
+    (other, idle), spoken = live(talk())
+    assert other["seconds"] == 0.2
+    assert idle["seconds"] == pytest.approx(0.4, abs=0.002)
+    assert spoken == pytest.approx((0.2 + 0.4) * SAMPLE_RATE, abs=20)  # to the last sample that a resampler held back
 
 
 @pytest.mark.parametrize(

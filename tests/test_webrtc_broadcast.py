@@ -430,6 +430,19 @@ def test_voice_that_is_missing_is_silence_and_much_of_it_a_new_beginning():
     assert [packet.pts for packet in fourth] == [10 * 48_000 - 312]
 
 
+@pytest.mark.parametrize("hushed", [False, True])
+def test_voice_that_is_in_no_packet_yet_is_not_heard_after_an_interrupt(hushed):
+    encoder, silence = VoiceEncoder(RATE), np.zeros(RATE, np.float32)
+    packets = encoder.encode(0, silence)
+    loud = 0.5 * np.sin(np.arange(300)).astype(np.float32)
+    assert encoder.encode(len(silence), loud) == []  # less than a packet
+    if hushed:
+        encoder.hush()
+    packets += encoder.encode(len(silence) + len(loud), silence)
+    assert {after.pts - before.pts for before, after in itertools.pairwise(packets)} == {960}
+    assert (np.abs(decode_voice(packets)).max() > 0.1) is not hushed
+
+
 def test_what_aiortc_must_have_for_us_is_there():
     """transports/webrtc reaches into aiortc at these places; if one is gone, so is what hangs on it."""
     from aiortc import RTCRtpReceiver

@@ -10,6 +10,7 @@ import pytest
 from aiortc import AudioStreamTrack, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
 from webrtc_peers import ALONE, Head, Heard, listeners, offer, post, serving, until, watching
 
+from transports.webrtc import listening
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import GapFiller, hear, samples_of
 from transports.webrtc.options import WebRtcOptions
@@ -170,6 +171,34 @@ def test_a_speaker_that_closes_is_gone():
             await until(lambda: ears and ears[0].count)
             await peer.close()
             await until(lambda: speakers.count == 0 and ears[0].left == 1)
+
+    asyncio.run(main())
+
+
+def test_a_speaker_whose_packets_stop_lets_others_speak_and_is_heard_again(monkeypatch):
+    """Its session goes on: that a peer is gone shows later."""
+    monkeypatch.setattr(listening, "LOST_SECONDS", 0.3)
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count > 10)
+            assert ears[0].left == 0
+            sender = peer.getSenders()[0]
+            send, lost = sender.transport._send_rtp, True
+
+            async def losing(data):
+                if not lost:
+                    await send(data)
+
+            sender.transport._send_rtp = losing
+            await until(lambda: ears[0].left == 1)
+            assert ears[0].finished == 1 and speakers.count == 1
+            before, lost = ears[0].count, False
+            await until(lambda: ears[0].count > before + 10)
+            assert speakers.count == 1 and len(ears) == 1
+            await peer.close()
+            await until(lambda: speakers.count == 0)
 
     asyncio.run(main())
 

@@ -144,6 +144,7 @@ class AudioDeviceSink(LazySink):
     def interrupt(self) -> None:
         with self._lock:
             self._line.hush()
+            self._next = None  # what the resampler holds back, too
 
     def lag(self) -> float | None:
         with self._lock:

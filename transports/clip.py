@@ -40,10 +40,11 @@ class ClipSource:
     def interrupt(self) -> None:
         """Leave the rest out: with loop it rests until `play`, else this is the end. Nothing more of it is delivered
         from now on, not even a chunk that was on its way: that takes a millisecond, which is waited for."""
+        if self._loop:
+            self._wanted.clear()
+        self._skip.set()
         with self._giving:
-            if self._loop:
-                self._wanted.clear()
-            self._skip.set()
+            pass
 
     def play(self) -> None:
         """If it rests, begin again."""

@@ -28,7 +28,7 @@ meanwhile to be dropped, too, sends an interrupt. An `end` with no sample before
 
 Nothing is lost where a sender is too fast: nothing more is read, and its TCP connection waits, while `BACKLOG_BYTES` or
 `BACKLOG_UTTERANCES` wait beside what the head itself holds, while it has not read `BACKLOG_ANSWERS` answers, and as
-long as it sends more than `MESSAGES_PER_SECOND`.
+long as it sends more than `MESSAGES_PER_SECOND`. A message may hold up to `MESSAGE_BYTES`.
 
 Who is heard first has the floor, and others go unheard. It is free for others who speak as soon as all complete
 utterances are spoken, and for the house `PAUSE_SECONDS` later, or earlier if the sender closes. In the middle of an
@@ -61,9 +61,9 @@ from transports.pcm import ENCODINGS
 BACKLOG_BYTES, BACKLOG_UTTERANCES, BACKLOG_ANSWERS = 8 << 20, 256, 64
 #: The largest message; a larger one closes the connection with 1009.
 MESSAGE_BYTES = 1 << 20
-#: Messages of any kind that are read of a sender: 20 ms each, that is forty times the speed of speech, and a tenth of a
-#: core. So many may come at once.
-MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 2000.0, 500
+#: Messages of any kind that are read of a sender in a second, and how many may come at once: of 20 ms each, that is
+#: twenty times the speed of speech. More would take their share of the event loop's core from the head.
+MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 1000.0, 500
 #: The head is fed this much at a time, and looked at this often.
 CHUNK_SECONDS = 0.05
 POLL_SECONDS = 0.02
@@ -369,7 +369,7 @@ class Sender:
             self._rest(clock())
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS if self.speech.utterances or self.voice.heard else None):
+                async with asyncio.timeout(POLL_SECONDS if self.speech.waits or self.voice.heard else None):
                     await self._changed.wait()
 
     def _rest(self, now: float) -> None:
@@ -390,22 +390,23 @@ class Sender:
             await self._answered.wait()
             self._answered.clear()
             while self.speech.answers:
-                await self._send(self.socket.send_str(json.dumps(self.speech.answers[0])))
+                await self._send(self.socket.send_str, json.dumps(self.speech.answers[0]))
                 self.speech.answers.popleft()
 
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            if self.peer() == "there":  # one that has closed would answer with a reset, and what it sent be lost
-                await self._send(self.socket.ping())
+            await self._send(self.socket.ping)
 
-    async def _send(self, message: Awaitable[None]) -> None:
-        """To one that is gone, and spoken to its end, nothing is sent. Raises ConnectionError for one that takes
-        nothing any more."""
+    async def _send(self, send: Callable[..., Awaitable[None]], *message: Any) -> None:
+        """To one that has closed nothing is sent: it would answer with a reset, and what it sent before be lost. Raises
+        ConnectionError for one that takes nothing any more."""
+        if self.peer() != "there":
+            return
         try:
             async with asyncio.timeout(GONE_SECONDS):
                 with contextlib.suppress(ConnectionError):
-                    await message
+                    await send(*message)
         except TimeoutError:
             raise ConnectionAbortedError("the sender does not read its answers") from None
 
@@ -421,16 +422,19 @@ class Sender:
             elif message.type is WSMsgType.TEXT:
                 self._obey(message.data)
             elif message.type is WSMsgType.PING:
-                await self._send(self.socket.pong(message.data))
+                await self._send(self.socket.pong, message.data)
             elif message.type is WSMsgType.CLOSE:
                 return message.data in _NORMAL
             elif message.type is not WSMsgType.PONG:
                 return False
-            await asyncio.sleep(allowance.spend(clock()))  # receive does not let go while there is more
+            wait = allowance.spend(clock())
+            await asyncio.sleep(wait)  # even of 0: receive does not let go while there is more
+            if wait and self.peer() == "gone":
+                return False
             while self._full():
+                await asyncio.sleep(POLL_SECONDS)
                 if self.peer() == "gone":
                     return False
-                await asyncio.sleep(POLL_SECONDS)
 
     def _full(self) -> bool:
         """Whether nothing more is to be read. Of one that closes all bytes are here: they are read to see how."""
@@ -482,7 +486,7 @@ class SpeechSockets:
         """The handler of GET /speak."""
         # without compression: a small message stays small. Pings are answered where messages are counted.
         socket = web.WebSocketResponse(
-            max_msg_size=MESSAGE_BYTES, compress=False, timeout=CLOSE_SECONDS, autoping=False
+            max_msg_size=MESSAGE_BYTES + 1, compress=False, timeout=CLOSE_SECONDS, autoping=False
         )
         if not socket.can_prepare(request):
             raise web.HTTPUpgradeRequired(
@@ -500,9 +504,7 @@ class SpeechSockets:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode())
             return socket
         transport = request.transport
-        sender = Sender(
-            socket, self._listen(), form, self._interrupt, lambda: peer_of(transport), lambda: self._closed
-        )
+        sender = Sender(socket, self._listen(), form, self._interrupt, lambda: peer_of(transport), lambda: self._closed)
         self._senders.add(sender)
         _log.info("somebody speaks over a WebSocket", extra={"rate": form.rate, "channels": form.channels})
         well = False

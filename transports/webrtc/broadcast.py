@@ -275,6 +275,7 @@ class Broadcast(LazySink):
     def interrupt(self) -> None:
         self.counts.dropped += self._fresh
         self._fresh = False
+        self._voice.hush()
         for viewer in self._viewers:
             if viewer.voice is not None:
                 viewer.voice.clear()

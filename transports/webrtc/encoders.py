@@ -130,6 +130,10 @@ class VoiceEncoder:
         self._held = np.zeros(0, np.int16)
         self._next = at
 
+    def hush(self) -> None:
+        """What was given and is in no packet yet becomes silence."""
+        self._held[:] = 0
+
     def encode(self, at: int, samples: np.ndarray) -> list[av.Packet]:
         """samples: (n,) float32 in [-1, 1], the first at position `at`. Returns packets with pts in 1/48000 s."""
         gap = 0 if self._next is None else at - self._next - len(self._held)
