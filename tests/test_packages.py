@@ -8,9 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from aiohttp import web
 from aiortc import RTCRtpReceiver
 
 from plugin import doctor, render
+from plugin.connections import Connection
 from plugin.settings import settings_for_measuring
 from transports import file
 from transports.file import Mp4Writer, encoder_note, has_encoder, video_encoder
@@ -40,6 +42,20 @@ def test_a_private_part_that_is_gone_is_named(monkeypatch):
     monkeypatch.setattr(private, "PARTS", (*private.PARTS, (RTCRtpReceiver, ("_RTCRtpReceiver__other_buffer",))))
     assert private.missing() == [f"RTCRtpReceiver._RTCRtpReceiver__other_buffer of aiortc {version('aiortc')}"]
     assert "other_buffer" not in "".join(RTCRtpReceiver.__init__.__code__.co_names)
+
+
+def test_every_private_part_of_aiohttp_that_connections_use_is_there():
+    """Read from the source, so that none is forgotten."""
+    source = (ROOT / "plugin" / "connections.py").read_text().partition("class Connection(")[2].partition("\nclass ")[0]
+    used = set(re.findall(r"self\.(_[a-z]\w+)", source)) - set(Connection.__slots__)
+    there = {name for owner in web.RequestHandler.__mro__ for name in getattr(owner, "__slots__", ())}
+    assert used >= {"_parser", "_messages", "_max_msg_queue_size"}
+    assert used <= there
+
+
+def test_the_private_part_that_the_bench_s_viewer_reads_is_there():
+    assert "_RTCRtpReceiver__timestamp_mapper" in (ROOT / "plugin" / "bench_viewer.py").read_text()
+    assert "_RTCRtpReceiver__timestamp_mapper" in RTCRtpReceiver.__init__.__code__.co_names
 
 
 @pytest.mark.parametrize("name", ["aiohttp", "aioice", "aiortc", "sounddevice"])
