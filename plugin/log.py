@@ -109,7 +109,7 @@ class Terminal(logging.Handler):
             self._clear()
 
     def _clear(self) -> None:
-        if self._shown:
+        if self._shown and self._takes():
             self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
 

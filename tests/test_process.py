@@ -149,6 +149,30 @@ def test_lines_that_nobody_reads_for_now_stop_no_head_and_are_counted():
     assert second["message"] == "again"
 
 
+def test_a_terminal_that_was_told_to_wait_holds_nothing_up():
+    """Ctrl-S, and then the end of the head."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    done = threading.Event()
+
+    def run() -> None:
+        with open(theirs, "w", closefd=False) as out, logging_to(out) as terminal:
+            terminal.status("live")
+            os.write(ours, b"\x13")
+            time.sleep(0.1)
+            for number in range(100):
+                logging.getLogger("plugin").info(f"line {number}")
+                terminal.status(str(number))
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    waited = done.wait(20)
+    os.write(ours, b"\x11")
+    for each in (ours, theirs):
+        os.close(each)
+    assert waited
+
+
 class Narrow(io.TextIOWrapper):
     """A terminal that knows little and refuses the rest."""
 
