@@ -46,8 +46,8 @@ _WAV_BYTES = 12
 _WAV_NAMES = (b"RIFF", b"RF64", b"RIFX")
 #: Chunks that are often found behind the samples, also where the header does not know the file's length.
 _TRAILING = (b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"smpl", b"bext", b"iXML", b"JUNK", b"PEAK")
-#: Text is told by so many bytes of it, of so many kinds: a constant or a square wave can be letters, too.
-_TEXT_BYTES, _TEXT_KINDS = 64, 8
+#: Text is told by so many bytes of it, of so many kinds: a few samples over and over can be letters, too.
+_TEXT_BYTES, _TEXT_KINDS = 64, 16
 #: What begins each kind of file that is no raw sound: bytes by their place, 32 bits or more in all. None of them is the
 #: beginning of a sound: as 16-bit samples they jump by half of full scale, as floats they are next to nothing.
 _FILES = (
