@@ -364,7 +364,7 @@ class SoundReader:
     def _sound(self, wav: _Wav | None, data: bytes, at: int, sounds: list[Sound]) -> int:
         """Samples, up to their end or to where another WAV file begins; where to go on."""
         until = len(data) if wav is None or wav.endless else min(len(data), at + wav.data)
-        found = _WAV.search(data, at, until + _WAV_BYTES)
+        found = _WAV.search(data, at + _WAV_BYTES - 4, until + _WAV_BYTES)  # which looks back before where it begins
         if found and found.end() - _WAV_BYTES < until:
             end = found.end() - _WAV_BYTES
         else:
@@ -377,7 +377,6 @@ class SoundReader:
             wav.data -= end - at
             if not wav.data:
                 self.rest = b""
-                wav.skip = int(wav.padded and data[end : end + 1] == b"\0")
                 return end
         if end < len(data):
             self._held = data[end:]
@@ -399,6 +398,10 @@ class SoundReader:
 
     def _chunk(self, wav: _Wav, data: bytes, at: int) -> int:
         """A chunk of a WAV file begins; where to go on."""
+        if wav.data == 0 and wav.padded:
+            wav.padded = False
+            wav.skip = int(data[at] == 0)
+            return at
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         inside = 8 + size if name == b"fmt " and wav.form is None and size <= _FMT_BYTES else 8
         if len(data) - at < inside:
