@@ -7,6 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from engine.containers import SLACK_SECONDS, choose_track, cut_off, lacks_index, offset
+from engine.downmix import KNOWN_CHANNELS, Downmix
 from engine.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -17,6 +19,9 @@ MAX_SAMPLES = 200_000_000
 
 _RATES = (4_000, 768_000)
 _FLOOR_DB = -120.0
+#: FFmpeg's AV_NUM_DATA_POINTERS. PyAV looks for the end of so many planes, and of more, in what lies behind them in
+#: memory, and crashes (18.1): such frames are interleaved first.
+_POINTERS = 8
 
 
 class VoiceError(InputError):
@@ -28,12 +33,14 @@ class Voice:
     """A recording as it was made.
 
     samples: (n, channels) float32, nominally in [-1, 1], one or two channels, n > 0, all finite.
-    rate: samples per second. source: the file it came from, for messages.
+    rate: samples per second. source: the file it came from, for messages. warning: a line on what is wrong with that
+    file, though it can be used; "" if nothing is.
     """
 
     samples: np.ndarray
     rate: int
     source: str
+    warning: str = ""
 
     @property
     def seconds(self) -> float:
@@ -45,9 +52,14 @@ class Voice:
         return np.concatenate([stream.push(self.samples), stream.finish()])
 
 
-def to_mono(chunk: np.ndarray, channels: int = 1) -> np.ndarray:
-    """Samples (n, channels), or (n,) of one channel, float or int16, at any rate -> a copy (n,) float32 in [-1, 1], the
-    channels averaged. Floats beyond are clipped. Raises VoiceError for NaN, infinite or ill-shaped samples."""
+def to_mono(chunk: np.ndarray) -> np.ndarray:
+    """Samples of one channel, (n,) or (n, 1), float or int16, at any rate -> a copy (n,) float32 in [-1, 1]. Floats
+    beyond are clipped. Raises VoiceError for NaN, infinite or ill-shaped samples."""
+    return _checked_samples(chunk, 1)[:, 0]
+
+
+def _checked_samples(chunk: np.ndarray, channels: int) -> np.ndarray:
+    """As to_mono, of so many channels: (n, channels) float32."""
     chunk = np.asarray(chunk)
     if chunk.ndim == 1:
         chunk = chunk[:, None]
@@ -59,12 +71,7 @@ def to_mono(chunk: np.ndarray, channels: int = 1) -> np.ndarray:
         raise VoiceError(f"samples of type {chunk.dtype} cannot be used; give float32 or int16")
     if not np.isfinite(chunk).all():
         raise VoiceError("the sound holds NaN or infinite samples; check the program that makes it")
-    chunk = np.clip(chunk, -1, 1).astype(np.float32)
-    # Channel by channel: numpy's own mean may add in another order for another chunk size.
-    mono = chunk[:, 0].copy()
-    for channel in range(1, channels):
-        mono += chunk[:, channel]
-    return mono / np.float32(channels)
+    return np.clip(chunk, -1, 1).astype(np.float32)
 
 
 class SpeechInput:
@@ -76,7 +83,8 @@ class SpeechInput:
     """
 
     def __init__(self, rate: int, channels: int = 1) -> None:
-        """rate: 4000 to 768000 samples a second; channels are averaged. Raises VoiceError for others."""
+        """rate: 4000 to 768000 samples a second; channels: mixed to one as engine/downmix.py does it, in the order of
+        WAV. Raises VoiceError for others."""
         if not _RATES[0] <= rate <= _RATES[1]:
             raise VoiceError(f"a sample rate of {rate} Hz cannot be used; give {_RATES[0]} to {_RATES[1]} Hz")
         if channels < 1:
@@ -86,6 +94,7 @@ class SpeechInput:
         # The resampler's rounding may depend on the sizes it is fed, so it only ever sees blocks of 10 ms.
         self._block = rate // 100
         self._resampler = None if rate == SAMPLE_RATE else av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        self._downmix = Downmix(rate, channels)
         self._pending = np.zeros(0, np.float32)
         self._taken = 0
         self._given = 0
@@ -99,8 +108,11 @@ class SpeechInput:
         """
         if self._finished:
             raise RuntimeError("push() after finish(); make a new SpeechInput")
-        mono = to_mono(chunk, self.channels)
-        self._taken += len(mono)
+        samples = _checked_samples(chunk, self.channels)
+        self._taken += len(samples)
+        return self._hear(self._downmix.push(samples))
+
+    def _hear(self, mono: np.ndarray) -> np.ndarray:
         if self._resampler is None:
             return self._give(mono)
         self._pending = np.concatenate([self._pending, mono])
@@ -110,10 +122,14 @@ class SpeechInput:
 
     def finish(self) -> np.ndarray:
         """End the stream and give the rest, (m,) float32."""
-        if self._finished or self._resampler is None:
-            self._finished = True
+        if self._finished:
             return np.zeros(0, np.float32)
         self._finished = True
+        before = self._hear(self._downmix.finish())
+        return before if self._resampler is None else np.concatenate([before, self._flush()])
+
+    def _flush(self) -> np.ndarray:
+        """What the resampler holds."""
         # A further block of silence pushes the last real samples through the filter.
         tail = np.zeros(2 * self._block, np.float32)
         tail[: len(self._pending)] = self._pending
@@ -143,13 +159,15 @@ class SpeechInput:
 def read_voice(path: str | Path) -> Voice:
     """Read the sound of any audio or video file that FFmpeg decodes, at its own rate.
 
-    One or two channels stay as they are, more are averaged to one. Silence is a voice like any other.
+    Of several tracks it is the one that the file calls its default; where that begins later than the file, silence
+    comes first. One or two channels stay as they are, more are mixed to one (engine/downmix.py). Silence is a voice
+    like any other. A file that is cut off, as far as it tells, is read to its end, with a warning.
     Raises VoiceError if there is no such file or no sound in it, if it is damaged, holds NaN or infinite
     samples, or is longer than MAX_SECONDS or than MAX_SAMPLES in all its channels.
     """
     name = _shown(path)
-    parts, held = [], 0
-    for part in _sound(Path(path), name):
+    parts, held, warnings = [], 0, []
+    for part in _sound(Path(path), name, warnings):
         held += part[0].size
         if held > MAX_SAMPLES:
             raise VoiceError(
@@ -157,17 +175,17 @@ def read_voice(path: str | Path) -> Voice:
                 "cut it into parts, or export it with one channel or fewer samples a second"
             )
         parts.append(part)
-    return Voice(np.concatenate([samples for samples, _ in parts]), parts[0][1], name)
+    return Voice(np.concatenate([samples for samples, _ in parts]), parts[0][1], name, *warnings)
 
 
 def read_speech(path: str | Path) -> Voice:
     """What the engine hears of a file: as read_voice(path).mono16k(), (n, 1), but nothing more is ever kept of it."""
     name = _shown(path)
-    parts, stream = [], None
-    for part, rate in _sound(Path(path), name):
+    parts, stream, warnings = [], None, []
+    for part, rate in _sound(Path(path), name, warnings):
         stream = stream or SpeechInput(rate, part.shape[1])
         parts.append(stream.push(part))
-    return Voice(np.concatenate([*parts, stream.finish()])[:, None], SAMPLE_RATE, name)
+    return Voice(np.concatenate([*parts, stream.finish()])[:, None], SAMPLE_RATE, name, *warnings)
 
 
 def _shown(path: str | Path) -> str:
@@ -175,21 +193,23 @@ def _shown(path: str | Path) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(path))
 
 
-def _sound(path: Path, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """The sound of a file, part after part, (n, 1 or 2) float32, and its rate: n > 0 in all. Raises as read_voice."""
+def _sound(path: Path, name: str, warnings: list[str]) -> Iterator[tuple[np.ndarray, int]]:
+    """The sound of a file, part after part, (n, 1 or 2) float32, and its rate: n > 0 in all. What is wrong with it is
+    added to `warnings`, one line at most. Raises as read_voice."""
     file, taken = _checked(path, name), 0
     try:
         # An absolute path is never taken for a URL or another of FFmpeg's protocols.
         with av.open(str(file), metadata_errors="ignore") as container:
-            for part, rate in _decode(container, name):
-                if not np.isfinite(part).all():
-                    raise VoiceError(f"{name}: holds NaN or infinite samples; export it again")
+            for part, rate in _decode(file, container, name, warnings):
                 taken += len(part)
                 yield part, rate
     except VoiceError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise VoiceError(f"{name}: not sound, or damaged; give WAV, FLAC, MP3 or such") from error
+        why = "not sound, or damaged; give WAV, FLAC, MP3 or such"
+        if lacks_index(file):
+            why = "an MP4 without its index: cut off, or never finished; get a whole copy"
+        raise VoiceError(f"{name}: {why}") from error
     if not taken:
         raise VoiceError(f"{name}: holds no samples; record it again")
 
@@ -213,49 +233,107 @@ def _checked(path: Path, name: str) -> Path:
         raise VoiceError(f"{name}: cannot be read ({reason}); check the path and access") from error
 
 
-def _decode(container: av.container.InputContainer, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    if not container.streams.audio:
+@dataclass
+class _Reading:
+    """A file that is being read. rate: Hz and channels: of the track, 0 before its first sound; taken: samples so far;
+    damaged: whether a packet could not be decoded; begins, ends: of the sound so far, in seconds of the file's own
+    time, None where it has none."""
+
+    name: str
+    rate: int = 0
+    channels: int = 0
+    taken: int = 0
+    damaged: bool = False
+    begins: float | None = None
+    ends: float | None = None
+
+    def check(self, frame: av.AudioFrame, part: np.ndarray) -> None:
+        """What comes next fits to what came before, as far as it was good. Raises VoiceError."""
+        if self.damaged:
+            raise VoiceError(f"{self.name}: damaged near {self.taken / (self.rate or 1):.1f} s; get a whole copy")
+        if not self.rate:
+            self.rate, self.channels = frame.sample_rate, part.shape[1]
+            if not _RATES[0] <= self.rate <= _RATES[1]:
+                raise VoiceError(
+                    f"{self.name}: has {self.rate} samples a second; export it with {_RATES[0]} to {_RATES[1]}"
+                )
+        if (frame.sample_rate, part.shape[1]) != (self.rate, self.channels):
+            raise VoiceError(f"{self.name}: rate or channels change at {self.taken / self.rate:.1f} s; export it again")
+        if not np.isfinite(part).all():
+            raise VoiceError(f"{self.name}: holds NaN or infinite samples; export it again")
+
+    def take(self, frame: av.AudioFrame) -> None:
+        """Raises VoiceError for too much."""
+        at = None if frame.pts is None else float(frame.pts * frame.time_base)
+        self.begins = self.begins if self.taken else at
+        self.ends = None if at is None else at + frame.samples / self.rate
+        self.taken += frame.samples
+        if self.taken > MAX_SECONDS * self.rate:
+            raise VoiceError(f"{self.name}: longer than {MAX_SECONDS // 60} minutes; cut it into parts")
+
+
+def _decode(
+    path: Path, container: av.container.InputContainer, name: str, warnings: list[str]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """As _sound: the track that is meant, from the beginning of the file on."""
+    stream = choose_track(container)
+    if stream is None:
         raise VoiceError(f"{name}: there is no sound in it; give a file with an audio track")
-    stream = container.streams.audio[0]
-    rate = channels = None
-    taken = 0
-    damaged = False
+    late = offset(container, stream)
+    if late > MAX_SECONDS:
+        raise VoiceError(f"{name}: its sound begins after {late / 60:.0f} minutes; cut that off")
+    reading, mix, unheard = _Reading(name), None, 0
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
             # Junk after the last sound is common (tags, a cut packet) and harmless; before it, it is not.
-            damaged = True
+            reading.damaged = True
             continue
         for frame in frames:
-            if damaged:
-                raise VoiceError(f"{name}: damaged near {taken / (rate or 1):.1f} s; get a whole copy")
             part = _floats(frame)
-            if rate is None:
-                rate, channels = frame.sample_rate, part.shape[1]
-                if not _RATES[0] <= rate <= _RATES[1]:
-                    raise VoiceError(
-                        f"{name}: has {rate} samples a second; export it with {_RATES[0]} to {_RATES[1]}"
-                    )
-            if (frame.sample_rate, part.shape[1]) != (rate, channels):
-                raise VoiceError(f"{name}: rate or channels change at {taken / rate:.1f} s; export it again")
-            taken += len(part)
-            if taken > MAX_SECONDS * rate:
-                raise VoiceError(f"{name}: longer than {MAX_SECONDS // 60} minutes; cut it into parts")
-            yield part if channels <= 2 else part.mean(axis=1, keepdims=True), rate
-    if damaged and not taken:
+            first = not reading.rate
+            reading.damaged &= packet.size > 0  # what a decoder held is good
+            reading.check(frame, part)
+            reading.take(frame)
+            if first:
+                mix = Downmix(reading.rate, reading.channels, _channel_names(frame))
+                unheard = round(max(0.0, -late) * reading.rate)
+                silence = np.zeros((round(max(0.0, late) * reading.rate), reading.channels), np.float32)
+                part = np.concatenate([silence, part])
+            part, unheard = part[unheard:], max(0, unheard - len(part))
+            yield part if reading.channels <= 2 else mix.push(part)[:, None], reading.rate
+    if mix is not None and reading.channels > 2:
+        yield mix.finish()[:, None], reading.rate
+    if reading.damaged and not reading.taken:
         raise VoiceError(f"{name}: damaged, nothing in it can be decoded; get a whole copy")
-    # FFmpeg skips damaged FLAC without a word, but FLAC states its length.
-    if stream.codec_context.name == "flac" and stream.duration and rate:
-        stated = float(stream.duration * stream.time_base)
-        if taken / rate < stated - 0.05:
-            raise VoiceError(f"{name}: damaged, {taken / rate:.1f} of {stated:.1f} s left; get a whole copy")
+    if not reading.taken:
+        return
+    heard = reading.taken / reading.rate
+    words = cut_off(path, container, stream, late, heard)
+    # FFmpeg skips damaged FLAC without a word, and goes on behind it: then there is less than up to the last of it
+    spread = heard if reading.begins is None or reading.ends is None else reading.ends - reading.begins
+    if words and stream.codec_context.name == "flac" and heard < spread - SLACK_SECONDS / 2:
+        raise VoiceError(f"{name}: damaged, {heard:.1f} of {spread:.1f} s left; get a whole copy")
+    if words:
+        warnings.append(f"{name}: {words}; get a whole copy")
+
+
+def _channel_names(frame: av.AudioFrame) -> tuple[str, ...]:
+    """As FFmpeg calls the channels; none where the file does not say which they are."""
+    try:
+        names = tuple(channel.name for channel in frame.layout.channels)
+    except ValueError:
+        return ()
+    return names if all(name in KNOWN_CHANNELS for name in names) else ()
 
 
 def _floats(frame: av.AudioFrame) -> np.ndarray:
     """(n, channels) float32 in [-1, 1] from any of FFmpeg's sample formats."""
+    if frame.format.is_planar and frame.layout.nb_channels >= _POINTERS:
+        (frame,) = av.AudioResampler("flt", frame.layout, frame.sample_rate).resample(frame)
     raw = frame.to_ndarray()
-    raw = raw.T if frame.format.is_planar else raw.reshape(-1, len(frame.layout.channels))
+    raw = raw.T if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels)
     if raw.dtype.kind == "f":
         return np.ascontiguousarray(raw, np.float32)
     if raw.dtype == np.uint8:

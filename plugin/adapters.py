@@ -6,6 +6,7 @@ groups by pyproject.toml, and listed here as well, so that they are there in a c
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,12 +34,16 @@ BUILT_IN = {
 #: The section of the settings that holds the options of each of ours.
 _SECTIONS = {"file": "voice"}
 
+_log = logging.getLogger(__name__)
+
 Factory = Callable[[Mapping[str, Any]], Any]
 
 
 def create_clip(options: Mapping[str, Any]) -> ClipSource:
     """The source "file". options: those of [voice]. Raises VoiceError."""
     voice = read_speech(Path(options["file"]) if options["file"] else BUNDLED_VOICE)
+    if voice.warning:
+        _log.warning(voice.warning)
     return ClipSource(voice.samples, voice.rate, options["loop"], options["pause"])
 
 

@@ -105,7 +105,8 @@ def check_clip(settings: Settings) -> tuple[str, str]:
     if settings.render == RenderSettings():
         return GOOD, "none asked for"
     _, sound = clip_inputs(settings)
-    read_voice(sound)
+    if warning := read_voice(sound).warning:
+        return POOR, warning
     return GOOD, f"{settings.render.output} can be written"
 
 

@@ -161,16 +161,19 @@ def start_head(portrait: Portrait, settings: Settings, tell: bool = False) -> Sp
 def render(
     settings: Settings, start: Callable[[Portrait, Settings], Speaker] | None = None, progress: bool = True
 ) -> Clip:
-    """Make the clip that the settings ask for; the weights' licence and a progress bar go to standard error. start:
-    makes the head (default: start_head).
+    """Make the clip that the settings ask for; the weights' licence, a warning of the voice and a progress bar go to
+    standard error. start: makes the head (default: start_head).
 
-    The voice keeps its rate, up to 48 kHz, and its channels. An existing output file is replaced once the
-    new one is whole. Raises InputError or OutputError (ValueErrors of one line) for what cannot be done.
+    The voice keeps its rate, up to 48 kHz, and one or two channels; more are mixed to one. An existing output file is
+    replaced once the new one is whole. Raises InputError or OutputError (ValueErrors of one line) for what cannot be
+    done.
     """
     began = time.perf_counter()
     video, output = settings.video, settings.render.output
     picture, sound = clip_inputs(settings)
     voice = read_voice(sound)
+    if voice.warning and progress:
+        print(voice.warning, file=sys.stderr)
     start = start or partial(start_head, tell=progress)
     head = start(load_portrait(picture, max(video.size, _PORTRAIT_SIZE)), settings)
     badge = Badge(video.size) if video.badge else None

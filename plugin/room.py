@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.portrait import PortraitError, load_portrait
 from plugin import __version__
+from plugin.queries import strict
 from plugin.render import bundled_portraits
 from plugin.run import Show
 from plugin.settings import Real
@@ -143,7 +144,7 @@ class Room:
 
     def routes(self) -> list[web.RouteDef]:
         """What there is of a head, the paths beginning at its own."""
-        return [
+        own = [
             web.get("/health", self._health),
             web.get("/state", self._state),
             web.post("/interrupt", self._interrupt),
@@ -152,6 +153,9 @@ class Room:
             web.get("/portraits", self._portraits),
             web.get("/portraits/{name}", self._picture),
             web.post("/portrait", self._portrait),
+        ]
+        return [
+            *strict(own, {"/portrait": ("consent",)}),
             web.get("/speak", self.sockets.handle, allow_head=False),
             *whep_routes(self.broadcast, self.show.invite),
             *whip_routes(self.speakers),

@@ -30,7 +30,16 @@ from plugin.log import Terminal, logging_to
 from plugin.render import PROVENANCE, bundled_portraits, check_record, find_portrait
 from plugin.settings import Settings, check_server
 from transports.file import encoder_note
-from transports.media import CLOSE_SECONDS, Interruptible, MediaFormat, Probed, Sink, Source, TransportError
+from transports.media import (
+    CLOSE_SECONDS,
+    Failing,
+    Interruptible,
+    MediaFormat,
+    Probed,
+    Sink,
+    Source,
+    TransportError,
+)
 from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
@@ -323,6 +332,8 @@ class Show:
         await ended.wait()
         while not (ear.finish() and self.stream.silent):
             await asyncio.sleep(0.05)
+        if isinstance(self.source, Failing) and self.source.failure:
+            raise TransportError(self.source.failure)
 
     async def _pump(self) -> None:
         async for frame in self.stream:

@@ -35,6 +35,7 @@ from engine.head import Style
 from engine.portrait import PortraitError
 from plugin.adapters import create_clip
 from plugin.memory import available, resident
+from plugin.queries import strict
 from plugin.room import BEAT_SECONDS, CLOSE_SECONDS, Room, StyleChange, bundled, read_json, read_picture, thumbnail
 from plugin.run import Show, Studio
 from plugin.settings import Whole
@@ -231,11 +232,14 @@ class Sessions:
 
     def routes(self) -> list[web.RouteDef]:
         """All of them: sessions, and a room's routes in each."""
-        return [
+        own = [
             web.post("/sessions", self._create),
             web.get("/sessions", self._list),
             web.get("/sessions/{id}", self._tell),
             web.delete("/sessions/{id}", self._delete),
+        ]
+        return [
+            *strict(own, {"/sessions": ("consent",)}),
             *(
                 web.RouteDef(each.method, f"/sessions/{{id}}{each.path}", self._inside(each), each.kwargs)
                 for each in self._house.routes()

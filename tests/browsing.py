@@ -134,9 +134,9 @@ def browser(microphone: Path | None = None) -> Iterator:
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """samples: (n,) float32 in [-1, 1]."""
+    """samples: (n,) or (n, channels) float32 in [-1, 1]."""
     with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.setparams((1 if samples.ndim == 1 else samples.shape[1], 2, rate, 0, "NONE", ""))
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return path
 

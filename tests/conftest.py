@@ -29,6 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose tests need neither a clock nor a network nor other processes, and may run beside others.
 BESIDE = {
+    "test_downmix", "test_sound_formats",
     "test_anchor", "test_architecture", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint",
     "test_cli", "test_closing", "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features",
     "test_file", "test_gather", "test_generator", "test_head", "test_lids", "test_log", "test_loopback",

@@ -511,8 +511,10 @@ class Sent:
         return next(message for message in reversed(self.messages) if message["type"] == kind)
 
 
-def tone(path: Path, seconds: float) -> Path:
-    return write_wav(path, 0.3 * np.sin(np.arange(int(22_050 * seconds)) * 2 * np.pi * 200 / 22_050), 22_050)
+def tone(path: Path, seconds: float, channels: tuple[float, ...] = ()) -> Path:
+    """channels: what each is multiplied with, of several."""
+    sound = 0.3 * np.sin(np.arange(int(22_050 * seconds)) * 2 * np.pi * 200 / 22_050)
+    return write_wav(path, sound[:, None] * channels if channels else sound, 22_050)
 
 
 def test_a_file_is_spoken_as_it_is(chromium, head, tmp_path):
@@ -544,11 +546,15 @@ def test_a_file_is_spoken_as_it_is(chromium, head, tmp_path):
                 const event = new DragEvent(type, { dataTransfer: put, cancelable: true, bubbles: true });
                 if (frame.dispatchEvent(event)) throw Error("the browser would open it");
             }
-        }""", list(tone(tmp_path / "short.wav", 1).read_bytes()))
+        }""", list(tone(tmp_path / "short.wav", 1, (1, -1)).read_bytes()))
         page.wait_for_selector("#state:text('Speaking your file')")
         page.wait_for_selector("#tell:text('Speak a file')")
         viewer.until(lambda: sent.open == 0)
         assert sent.last("played")["seconds"] == pytest.approx(1, abs=0.05)
+        # one channel is the other upside down, and both are sent
+        left, right = np.frombuffer(sent.sound[len(samples.tobytes()) :], "<i2").reshape(-1, 2).T.astype(int)
+        assert len(left) == pytest.approx(16_000, abs=160) and np.abs(left + right).max() <= 1
+        assert np.abs(left).max() == pytest.approx(0.3 * 32767, rel=0.05)
         assert not viewer.problems
 
 

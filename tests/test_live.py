@@ -31,6 +31,7 @@ from plugin.run import Ear, Show
 from plugin.settings import Settings, SettingsError, load_settings
 from transports.clip import ClipSource
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.pcm import PcmSource
 from transports.recording import RecordingSink
 
 ROOT = Path(__file__).parent.parent
@@ -628,6 +629,22 @@ def test_a_clip_is_shown_to_its_end_on_all_sinks(tmp_path):
     assert screen.closed == quick.closed == 1
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert len(list(container.decode(video=0))) == len(screen.frames)
+
+
+def test_a_pipe_that_gives_no_sound_is_an_error_once_what_came_before_is_spoken(tmp_path):
+    """An utterance, and a WAV of a kind that cannot be read: the first is heard and recorded."""
+    words = (voice(4000) * 32767).astype("<i2")
+    other = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x55\0\1\0\x80\x3e\0\0\0\0\0\0\1\0\0\0data\0\0\0\0"
+
+    async def play():
+        screen, recording = Screen(), RecordingSink(tmp_path / "a.mp4")
+        with pytest.raises(TransportError, match=r"^standard input: WAV of format 85 with 0 bits cannot be read: send"):
+            await show([screen, recording], PcmSource(io.BytesIO(words.tobytes() + other))).run(0, asyncio.Event())
+        return sound(screen.frames)
+
+    heard = live(play())
+    # zero crossings are no samples to be found again
+    assert len(heard[heard != 0]) == pytest.approx(len(words), abs=200) and (tmp_path / "a.mp4").exists()
 
 
 def test_it_ends_in_time_or_when_told(monkeypatch):

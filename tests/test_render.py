@@ -16,6 +16,7 @@ import pytest
 
 from engine.errors import InputError
 from engine.speech import SAMPLE_RATE
+from plugin.adapters import create_clip
 from plugin.badge import Badge, draw_badge
 from plugin.render import PROVENANCE, Clip, bundled_portraits, find_portrait, render
 from plugin.settings import load_settings
@@ -272,3 +273,29 @@ def test_another_seed_speaks_another_way(tmp_path, spoken):
         assert run_ifmdm("render", *flags, cwd=tmp_path).returncode == 0
         pictures.append(frames_of(tmp_path / f"{seed}.mp4")[-1].to_ndarray(format="gray"))
     assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_voice_that_is_cut_off_is_rendered_and_said_to_be(tmp_path, capsys, caplog):
+    cut = write_voice(tmp_path / "whole.wav", clicking(2, 0.5), 16_000)
+    cut.write_bytes(cut.read_bytes()[:-32_000])
+    said = f"{cut}: cut off: it ends after 1.0 of 2.0 s; get a whole copy"
+    clip = make(tmp_path, clicking(0.1, 0), render__audio=str(cut))
+    assert clip.seconds == pytest.approx(1, abs=0.05)
+    assert said in capsys.readouterr().err.splitlines()
+    create_clip({"file": str(cut), "loop": False, "pause": 1.0})
+    assert caplog.messages == [said]
+
+
+def test_opposite_phase_moves_the_head_and_stays_as_it_is_in_the_clip(tmp_path):
+    voice = clicking(1, 0.5)
+    heads = []
+
+    def start(portrait, settings):
+        heads.append(lamp(portrait, settings))
+        return heads[0]
+
+    make(tmp_path, voice * [1, -1], start=start)
+    assert np.abs(np.concatenate(heads[0].heard)).max() == pytest.approx(0.9, abs=0.01)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert np.abs(sound[0] + sound[1]).max() < 0.1 < np.abs(sound[0]).max()

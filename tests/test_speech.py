@@ -1,11 +1,15 @@
 import os
+import tempfile
 import tracemalloc
 import wave
+from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,6 +235,20 @@ def test_any_format_is_read(tmp_path, name, codec, fmt, rate, layout):
     assert speech.samples.shape == (len(heard), 1) and speech.mono16k().tobytes() == heard.tobytes()
 
 
+@pytest.mark.parametrize("layout", ["5.1", "7.1", "stereo"])
+@pytest.mark.parametrize(
+    ("name", "codec", "fmt"),
+    [("a.wav", "pcm_s16le", "s16"), ("a.flac", "flac", "s16"), ("a.m4a", "aac", "fltp"), ("a.opus", "libopus", "flt")],
+)
+def test_a_voice_in_the_centre_and_one_that_cancels_itself_are_as_loud_as_mono(tmp_path, name, codec, fmt, layout):
+    """The centre of 5.1 and 7.1, and stereo of which one channel is the other upside down, as the engine hears them."""
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    gains = [1, -1] if layout == "stereo" else [float(name == "FC") for name in names]
+    path = write(tmp_path / name, tone(440, 48_000)[:, None] * gains, 48_000, codec, fmt, layout)
+    assert level_db(read_speech(path).samples) == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.3)
+    assert level_db(read_voice(path).samples) == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.3)
+
+
 def test_lossless_samples_are_exact(tmp_path):
     sound = (noise(5000, 2) * 32767).astype(np.int16) / np.float32(32768)
     voice = read_voice(write(tmp_path / "a.flac", sound, 44_100, "flac", "s16", "stereo"))
@@ -361,6 +379,144 @@ def test_no_more_of_a_file_is_held_than_is_heard(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 14e6
+
+
+def tracks(path: Path, *made: tuple[np.ndarray, float, Disposition], codec: str = "aac") -> Path:
+    """A film of three seconds with tracks of sound: samples at 48 kHz, when they begin in seconds, what they are."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width = video.height = 64
+        streams = []
+        for _, _, disposition in made:
+            streams.append(container.add_stream(codec, rate=48_000, layout="mono"))
+            streams[-1].disposition = disposition
+        for _ in range(75):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        for stream, (samples, begins, _) in zip(streams, made, strict=True):
+            for at in range(0, len(samples), 960):
+                frame = av.AudioFrame.from_ndarray(samples[None, at : at + 960], format="flt", layout="mono")
+                frame.sample_rate, frame.pts = 48_000, round(begins * 48_000) + at
+                frame.time_base = Fraction(1, 48_000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        container.mux(video.encode(None))
+    return path
+
+
+def pitch(samples: np.ndarray, rate: int) -> float:
+    return float(np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus")])
+@pytest.mark.parametrize("first", [Disposition(0), Disposition.default | Disposition.comment])
+def test_the_track_that_the_file_calls_its_default_is_heard(tmp_path, name, codec, first):
+    made = (tone(300, 48_000), 0, first), (tone(600, 48_000), 0, Disposition.default)
+    if name == "a.mp4" and first:
+        pytest.skip("MP4 does not tell comments")
+    assert pitch(read_voice(tracks(tmp_path / name, *made, codec=codec)).samples[:48_000, 0], 48_000) == 600
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.ts", "aac")])
+def test_a_track_that_begins_late_is_late(tmp_path, name, codec):
+    click = np.zeros(48_000, np.float32)
+    click[9_600] = 0.9
+    voice = read_voice(tracks(tmp_path / name, (click, 1.5, Disposition.default), codec=codec))
+    assert np.abs(voice.samples[:, 0]).argmax() / voice.rate == pytest.approx(1.7, abs=0.025)
+    assert voice.warning == ""
+    heard = read_speech(tmp_path / name)
+    assert np.abs(heard.samples[:, 0]).argmax() / SAMPLE_RATE == pytest.approx(1.7, abs=0.025)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.m4a", "aac"), ("a.opus", "libopus"), ("a.webm", "libopus"), ("a.mp3", "libmp3lame")]
+)
+def test_what_codecs_put_before_the_first_sample_is_not_heard(tmp_path, name, codec):
+    click = np.zeros(24_000, np.float32)
+    click[4_800] = 0.9
+    fmt = "flt" if codec == "libopus" else "fltp"
+    voice = read_voice(write(tmp_path / name, click[:, None], 48_000, codec, fmt))
+    assert np.abs(voice.samples[:, 0]).argmax() / 48_000 == pytest.approx(0.1, abs=0.001)
+
+
+#: name, codec, sample format, whether the whole length is known.
+CONTAINERS = [
+    ("a.wav", "pcm_s16le", "s16", True), ("a.flac", "flac", "s16", True), ("a.mp3", "libmp3lame", "fltp", True),
+    ("a.m4a", "aac", "fltp", True), ("a.mkv", "libopus", "flt", True), ("a.webm", "libopus", "flt", True),
+    ("a.aiff", "pcm_s16be", "s16", True), ("a.au", "pcm_s16be", "s16", True), ("a.caf", "pcm_s16le", "s16", True),
+    ("a.opus", "libopus", "flt", False), ("a.w64", "pcm_s16le", "s16", False), ("a.avi", "pcm_s16le", "s16", False),
+]  # fmt: skip
+
+
+def front(path: Path) -> Path:
+    """An MP4 whose index comes first, as those for the web have it."""
+    made = path.with_name(f"front-{path.name}")
+    with av.open(str(path)) as old, av.open(str(made), "w", options={"movflags": "+faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.audio[0])
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return made
+
+
+@pytest.mark.parametrize(("name", "codec", "fmt", "known"), CONTAINERS)
+def test_a_file_that_is_cut_off_is_used_and_said_to_be(tmp_path, name, codec, fmt, known):
+    path = write(tmp_path / name, np.tile(noise(48_000), (3, 1)), 48_000, codec, fmt)
+    whole = read_voice(path)
+    assert whole.warning == read_speech(path).warning == ""
+    cut = (front(path) if name == "a.m4a" else path).rename(tmp_path / f"cut-{name}")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    voice = read_voice(cut)
+    assert 0.9 < voice.seconds < 2.1  # a page of Ogg is a second, and lost if it is not whole
+    length = f"of {whole.seconds:.1f} s" if known else "s, without an end mark"
+    assert f"it ends after {voice.seconds:.1f} {length}" in voice.warning
+    assert voice.warning.startswith(f"{cut}: cut off")
+    assert voice.warning.isprintable()
+    assert read_speech(cut).warning == voice.warning
+    count = min(len(voice.samples), len(whole.samples)) - 4_800
+    assert level_db(voice.samples[:count] - whole.samples[:count]) < -60
+
+
+def test_an_mp4_without_its_index_is_refused_as_such(tmp_path):
+    path = write(tmp_path / "a.m4a", noise(48_000), 48_000, "aac", "fltp")
+    path.write_bytes(path.read_bytes()[:-500])
+    assert "without its index" in refusal(path)
+
+
+def test_a_wav_of_unknown_length_is_not_cut_off(tmp_path):
+    path = write(tmp_path / "a.wav", noise(48_000), 48_000, "pcm_s16le", "s16")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data")
+    for size in (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000):
+        data[4:8] = data[at + 4 : at + 8] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        voice = read_voice(path)
+        assert (len(voice.samples), voice.warning) == (48_000, "")
+
+
+@lru_cache
+def half_a_second(name: str, codec: str, fmt: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / name, noise(24_000), 48_000, codec, fmt)
+        return (front(path) if name == "a.m4a" else path).read_bytes()
+
+
+@settings(max_examples=60)
+@given(case=st.sampled_from(CONTAINERS), share=st.floats(0, 1))
+def test_a_file_that_ends_anywhere_is_a_voice_or_one_line(tmp_path_factory, case, share):
+    name, codec, fmt, _ = case
+    kept = half_a_second(name, codec, fmt)
+    path = tmp_path_factory.mktemp("cut") / name
+    path.write_bytes(kept[: round(share * len(kept))])
+    try:
+        voice = read_voice(path)
+    except VoiceError as error:
+        assert str(error).isprintable()
+    else:
+        assert np.isfinite(voice.samples).all()
+        assert voice.warning.isprintable() or not voice.warning
+        if voice.seconds < 0.35:
+            assert "cut off" in voice.warning
 
 
 @settings(max_examples=30)

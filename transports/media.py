@@ -111,6 +111,15 @@ class Interruptible(Protocol):
 
 
 @runtime_checkable
+class Failing(Protocol):
+    """A source that may end for a reason that is to be told as an error."""
+
+    @property
+    def failure(self) -> str:
+        """One line, once it has ended; "" if it was the end of what there is to say."""
+
+
+@runtime_checkable
 class Probed(Protocol):
     """A source whose device may be missing, which is looked for before anything takes time."""
 

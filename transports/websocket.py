@@ -2,8 +2,13 @@
 
     GET /speak?encoding=s16le&rate=24000&channels=1
 
-Binary messages are raw samples of that form, lower byte first, channels interleaved, cut anywhere: what is left of a
-sample goes before the next message. They may come faster than they are spoken. Text messages are JSON objects:
+Binary messages are raw samples of that form, lower byte first, channels interleaved in the order of WAV and FLAC (RFC
+9639, section 9.1.3: left, right, centre, LFE, back left, back right, side left, side right for 8), cut anywhere: what
+is left of a sample goes before the next message. WAV is taken as well, its header cut anywhere or without a length,
+before each utterance or once: what the header says of encoding (whole numbers of 8 to 32 bits, floats, A-law, mu-law),
+rate and channels holds in place of what was asked for and of what `ready` said, until the next header, `end`, or
+interrupt of this sender. A message is 8 MiB at the most (`MESSAGE_BYTES`); a larger one closes with 1009. Messages may
+come faster than they are spoken. Text messages are JSON objects:
 
     {"type": "interrupt"}   stop speaking and drop all that was sent before
     {"type": "end"}         the utterance is complete; played follows when it is spoken
@@ -35,9 +40,10 @@ utterances are spoken, and for the house `PAUSE_SECONDS` later, or earlier if th
 utterance a sender keeps it over a pause of `PAUSE_SECONDS`, counted from when all that came is spoken; after that its
 next sound takes it again, if it is free.
 
-A sender that breaks these rules is closed with 1003 (a message that is neither) or 1008 (a form there is not) and a
-reason (RFC 6455, section 7.4); an error of ours closes with 1011. One that closes normally, with 1000 or without a
-code, is spoken to its end. What one sent that goes in any other way, such as by a reset connection, is dropped at once.
+A sender that breaks these rules is closed with 1003 (a message that is neither, such as MP3, Ogg, WebM, FLAC or base64)
+or 1008 (a form there is not, or a name in the query that is none of the three nor `token`) and a reason (RFC 6455,
+section 7.4); an error of ours closes with 1011. One that closes normally, with 1000 or without a code, is spoken to its
+end. What one sent that goes in any other way, such as by a reset connection, is dropped at once.
 """
 
 import asyncio
@@ -47,7 +53,7 @@ import logging
 import select
 import socket as sockets
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -55,15 +61,20 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from transports.media import TransportError
-from transports.pcm import ENCODINGS
+from transports.queries import unknown_name
+from transports.sound_formats import CHANNELS, ENCODINGS, RATES, PcmForm, Sound, SoundReader, sound_as_text
 
 #: What may wait here: bytes as sent, some minutes of 16 kHz speech; utterances; answers that the sender has not read.
 BACKLOG_BYTES, BACKLOG_UTTERANCES, BACKLOG_ANSWERS = 8 << 20, 256, 64
 #: The largest message; a larger one closes the connection with 1009.
-MESSAGE_BYTES = 1 << 20
+MESSAGE_BYTES = BACKLOG_BYTES
+#: How much of a message is looked at in one turn of the event loop, and the longest text.
+READ_BYTES, TEXT_CHARACTERS = 1 << 16, 1 << 16
 #: Messages of any kind that are read of a sender in a second, and how many may come at once: of 20 ms each, that is
 #: twenty times the speed of speech. More would take their share of the event loop's core from the head.
 MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 1000.0, 500
+#: What a sender can say of its form.
+FORM_NAMES = ("encoding", "rate", "channels")
 #: The head is fed this much at a time, and looked at this often.
 CHUNK_SECONDS = 0.05
 POLL_SECONDS = 0.02
@@ -110,26 +121,14 @@ class Voice(Protocol):
         """Seconds until the last of what was delivered is out; 0 if it is."""
 
 
-@dataclass(frozen=True)
-class PcmForm:
-    """What a sender's bytes mean. encoding: s16le or f32le; rate: Hz; channels: interleaved."""
-
-    encoding: str = "s16le"
-    rate: int = 16_000
-    channels: int = 1
-
-    @property
-    def frame(self) -> int:
-        """Bytes of one moment."""
-        return ENCODINGS[self.encoding].itemsize * self.channels
-
-
 def parse_form(query: Mapping[str, str]) -> PcmForm:
     """The form that a request asks for. Raises TransportError, with a line short enough for a close frame."""
+    if wrong := unknown_name(query, FORM_NAMES):
+        raise TransportError(wrong)
     encoding = query.get("encoding", PcmForm.encoding)
     if encoding not in ENCODINGS:
         raise TransportError(f"encoding: give {' or '.join(ENCODINGS)}")
-    limits = {"rate": (4_000, 768_000), "channels": (1, 8)}
+    limits = {"rate": RATES, "channels": CHANNELS}
     numbers = {}
     for name, (low, high) in limits.items():
         text = query.get(name, str(getattr(PcmForm, name)))
@@ -140,28 +139,11 @@ def parse_form(query: Mapping[str, str]) -> PcmForm:
     return PcmForm(encoding, **numbers)
 
 
-@dataclass
-class Splitter:
-    """Bytes cut anywhere -> whole samples. rest: what is left of a moment, less than PcmForm.frame bytes."""
-
-    form: PcmForm
-    rest: bytes = b""
-
-    def push(self, data: bytes) -> np.ndarray:
-        """(n, channels) int16 or float32."""
-        data = self.rest + data
-        whole = len(data) // self.form.frame * self.form.frame
-        self.rest = data[whole:]
-        kind = ENCODINGS[self.form.encoding]
-        native = np.float32 if kind.kind == "f" else np.int16
-        return np.frombuffer(data[:whole], kind).reshape(-1, self.form.channels).astype(native)
-
-
-def slices(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
+def slices(sound: Sound) -> Iterator[Sound]:
     """Pieces that always find room in time, however long a message was."""
-    step = max(1, round(rate * CHUNK_SECONDS))
-    for start in range(0, len(samples), step):
-        yield samples[start : start + step]
+    step = max(1, round(sound.rate * CHUNK_SECONDS))
+    for start in range(0, len(sound.samples), step):
+        yield Sound(sound.samples[start : start + step], sound.rate)
 
 
 @dataclass
@@ -174,7 +156,7 @@ class Utterance:
     started: bool = False
     complete: bool = False
     ended: bool = False
-    pieces: deque[np.ndarray] = field(default_factory=deque)
+    pieces: deque[Sound] = field(default_factory=deque)
 
     def look(self, unspoken: float) -> list[dict[str, Any]]:
         """What there is to tell of it, `unspoken` seconds of it being left."""
@@ -192,10 +174,9 @@ class Utterance:
 @dataclass
 class Speech:
     """What a sender said and is not out yet, and what it is still to be told: the rules of the module, without a clock
-    or a connection. rate: Hz; utterances: those without an end message, the first of which is being spoken; size: bytes
-    of their pieces; answers: to be sent."""
+    or a connection. utterances: those without an end message, the first of which is being spoken; size: bytes of their
+    pieces; answers: to be sent."""
 
-    rate: int
     utterances: deque[Utterance] = field(default_factory=deque)
     size: int = 0
     answers: deque[dict[str, Any]] = field(default_factory=deque)
@@ -210,17 +191,22 @@ class Speech:
         first = self.utterances[0]
         return first.complete and not first.ended
 
-    def put(self, samples: np.ndarray) -> None:
-        """Add sound (n, channels) to the utterance that is open, or begin one."""
-        if not len(samples):
+    @property
+    def seconds(self) -> float:
+        """Of sound that is not delivered yet."""
+        return sum(piece.seconds for utterance in self.utterances for piece in utterance.pieces)
+
+    def put(self, sound: Sound) -> None:
+        """Add sound to the utterance that is open, or begin one."""
+        if not len(sound.samples):
             return
         if not self.utterances or self.utterances[-1].complete:
             self.utterances.append(Utterance())
         pieces = self.utterances[-1].pieces
-        self.size += samples.nbytes
-        if pieces:  # however short messages are, pieces are not
-            samples = np.concatenate([pieces.pop(), samples])
-        pieces.extend(slices(samples, self.rate))
+        self.size += sound.samples.nbytes
+        if pieces and sound.follows(pieces[-1]):  # however short messages are, pieces are not
+            sound = Sound(np.concatenate([pieces.pop().samples, sound.samples]), sound.rate)
+        pieces.extend(slices(sound))
 
     def end(self) -> None:
         """The utterance that is open is complete; if there is none, one of no sound."""
@@ -245,13 +231,13 @@ class Speech:
         if not first.pieces:
             first.ended = voice.finish()
             return first.ended
-        samples = first.pieces[0]
-        if not voice.deliver(samples, self.rate):
+        sound = first.pieces[0]
+        if not voice.deliver(sound.samples, sound.rate):
             return False
         first.pieces.popleft()
-        self.size -= samples.nbytes
+        self.size -= sound.samples.nbytes
         if voice.heard:
-            first.delivered += len(samples) / self.rate
+            first.delivered += sound.seconds
         return True
 
     def look(self, unspoken: float) -> None:
@@ -326,13 +312,14 @@ class Sender:
     on_interrupt: Callable[[], None]
     peer: Callable[[], Peer] = lambda: "there"
     closed: Callable[[], bool] = lambda: False
-    speech: Speech = field(init=False)
+    speech: Speech = field(default_factory=Speech)
+    _reader: SoundReader = field(init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _answered: asyncio.Event = field(default_factory=asyncio.Event)
     _silent: float | None = None  # since when all that came is out
 
     def __post_init__(self) -> None:
-        self.speech = Speech(self.form.rate)
+        self._reader = SoundReader(self.form)
 
     def interrupt(self, own: bool = False) -> None:
         """What came so far is stale."""
@@ -347,6 +334,7 @@ class Sender:
             beside = [group.create_task(each) for each in (self._feed(), self._answer(), self._ping())]
             well = await self._read()
             if well:  # nobody else speaks before
+                self._put(self._reader.end())
                 if self.speech.utterances and not self.speech.utterances[-1].complete:
                     self.speech.end()
                 self._changed.set()
@@ -412,13 +400,14 @@ class Sender:
 
     async def _read(self) -> bool:
         """Until it closes; whether normally."""
-        clock, splitter = asyncio.get_running_loop().time, Splitter(self.form)
+        clock = asyncio.get_running_loop().time
         allowance = Allowance(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
         while True:
             message = await self.socket.receive()
             if message.type is WSMsgType.BINARY:
-                self.speech.put(splitter.push(message.data))
-                self._changed.set()
+                for at in range(0, len(message.data), READ_BYTES):
+                    self._put(self._reader.push(message.data[at : at + READ_BYTES]))
+                    await asyncio.sleep(0)
             elif message.type is WSMsgType.TEXT:
                 self._obey(message.data)
             elif message.type is WSMsgType.PING:
@@ -436,6 +425,11 @@ class Sender:
                 if self.peer() == "gone":
                     return False
 
+    def _put(self, sounds: Iterable[Sound]) -> None:
+        for sound in sounds:
+            self.speech.put(sound)
+        self._changed.set()
+
     def _full(self) -> bool:
         """Whether nothing more is to be read. Of one that closes all bytes are here: they are read to see how."""
         speech = self.speech
@@ -444,16 +438,21 @@ class Sender:
         return speech.size > BACKLOG_BYTES and self.peer() != "closing"
 
     def _obey(self, text: str) -> None:
+        if len(text) > TEXT_CHARACTERS:
+            raise TransportError("a text message is too long: send sound as binary messages")
         try:
             kind = json.loads(text)["type"]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             kind = None
         if kind == "end":
+            self._put(self._reader.end())
             self.speech.end()
-            self._changed.set()
         elif kind == "interrupt":
+            self._reader.drop()
             self.interrupt(own=True)
             self.on_interrupt()
+        elif sound_as_text(text):
+            raise TransportError("this is sound as text: decode it, and send the samples as binary messages")
         else:
             raise TransportError('give binary samples, {"type": "interrupt"} or {"type": "end"}')
 
@@ -475,7 +474,7 @@ class SpeechSockets:
     @property
     def backlog(self) -> float:
         """Seconds of voice that wait here, of all connections."""
-        return sum(sender.speech.size / sender.form.frame / sender.form.rate for sender in self._senders)
+        return sum(sender.speech.seconds for sender in self._senders)
 
     def interrupt(self) -> None:
         """Somebody interrupts: what waits here is dropped, and each sender told."""

@@ -419,8 +419,8 @@ async function stopFile() {
 // Resolves when all of it is spoken, or nothing more will be: what there is to say about that.
 async function spoken(mine, file) {
   if (file.size > LARGEST) return `${file.name} is larger than ${LARGEST / 1e6} MB. Cut it, or save it as MP3 or M4A.`;
-  const samples = await decode(file).catch(() => null);
-  if (!samples) return `${file.name} has no sound that the browser can read. Try a WAV, MP3 or M4A file.`;
+  const sound = await decode(file).catch(() => null);
+  if (!sound) return `${file.name} has no sound that the browser can read. Try a WAV, MP3 or M4A file.`;
   try {
     state = await (await ask("/state")).json();
   } catch (error) {
@@ -428,15 +428,15 @@ async function spoken(mine, file) {
   }
   if (telling !== mine) return "";
   if (state.guest) return "Somebody else is speaking. Try again when they have stopped.";
-  mine.seconds = samples.length / RATE;
-  const address = new URL(`speak?rate=${RATE}${token && `&token=${encodeURIComponent(token)}`}`, base);
+  mine.seconds = sound.samples.length / sound.channels / RATE;
+  const address = new URL(`speak?rate=${RATE}&channels=${sound.channels}${token && `&token=${encodeURIComponent(token)}`}`, base);
   address.protocol = address.protocol.replace("http", "ws");
   const socket = (mine.socket = new WebSocket(address));
   return new Promise((done) => {
     socket.onclose = ({ reason }) => done(reason ? `${capital(reason)}.` : "The head takes no file now. Try again in a moment.");
     socket.onmessage = ({ data }) => {
       const { type, seconds } = JSON.parse(data);
-      if (type === "ready") send(socket, samples);
+      if (type === "ready") send(socket, sound);
       if (type === "started") mine.started = performance.now();
       if (type !== "played" && type !== "interrupted") return;
       done(type === "interrupted" || seconds ? "" : "Nothing was heard: the file is silent, or somebody else was speaking.");
@@ -446,22 +446,24 @@ async function spoken(mine, file) {
   });
 }
 
-// (n,) 16-bit samples of RATE.
+// 16-bit samples of RATE, channels interleaved. They are mixed by the head (engine/downmix.py): a browser's mixer loses a
+// voice that is the other way up in one of two channels, and all but the first of eight.
 async function decode(file) {
   const decoded = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
-  const mixer = new OfflineAudioContext(1, decoded.length, RATE);
-  const source = mixer.createBufferSource();
-  source.buffer = decoded;
-  source.connect(mixer.destination);
-  source.start();
-  const mixed = (await mixer.startRendering()).getChannelData(0);
-  return Int16Array.from(mixed, (sample) => 32767 * Math.max(-1, Math.min(1, sample)));
+  const channels = Math.min(8, decoded.numberOfChannels);
+  const samples = new Int16Array(channels * decoded.length);
+  for (let channel = 0; channel < channels; channel += 1) {
+    decoded.getChannelData(channel).forEach((sample, at) => {
+      samples[at * channels + channel] = 32767 * Math.max(-1, Math.min(1, sample));
+    });
+  }
+  return { samples, channels };
 }
 
-async function send(socket, samples) {
-  const began = performance.now(), step = RATE / 2;
+async function send(socket, { samples, channels }) {
+  const began = performance.now(), second = RATE * channels, step = second / 2;
   for (let at = 0; at < samples.length; at += step) {
-    const early = () => at / RATE > (performance.now() - began) / 1000 + AHEAD || socket.bufferedAmount > 4 * RATE;
+    const early = () => at / second > (performance.now() - began) / 1000 + AHEAD || socket.bufferedAmount > 4 * second;
     while (socket.readyState === WebSocket.OPEN && early()) await sleep(0.1);
     if (socket.readyState !== WebSocket.OPEN) return;
     socket.send(samples.subarray(at, at + step));
