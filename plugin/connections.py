@@ -43,7 +43,9 @@ _log = logging.getLogger(__name__)
 class Limits:
     """connections: at once. address_share: of them, what one address may have (for IPv6 a network of 64 bits); not less
     than half, since behind a proxy, or on this machine, all clients have one. pipelined: requests of a connection that
-    may wait for the one before. head_bytes: of a request's head. idle: seconds in which a request must come, after the
+    may wait for the one before. read_bytes: of one connection, before others have their turn. head_bytes: of a
+    request's head. frame_bytes, frame_share: what may be around the bytes of a chunked body, and by how many more for
+    each of them; chunks of a byte each take long to read. idle: seconds in which a request must come, after the
     connection was opened or the request before was answered. write: seconds in which a client must have read what waits
     for it. linger, linger_bytes: how long, and how much, is read and thrown away of a body that was refused, so that
     clients that send it to its end before they read see the answer. look: seconds between two looks at all of this."""
@@ -51,7 +53,10 @@ class Limits:
     connections: int = 512
     address_share: float = 0.5
     pipelined: int = 4
+    read_bytes: int = 16 << 10
     head_bytes: int = 64 << 10
+    frame_bytes: int = 8 << 10
+    frame_share: float = 0.25
     idle: float = 30.0
     write: float = 20.0
     linger: float = 2.0
@@ -94,7 +99,20 @@ class Connection(web.RequestHandler):
 
     Bodies are taken as they are: `Content-Encoding` is refused in plugin/guard.py, and never decoded."""
 
-    __slots__ = ("_all", "_at_work", "_body", "_drained", "_head", "_spare", "_unread", "_waits", "_wire", "limits")
+    __slots__ = (
+        "_all",
+        "_at_work",
+        "_body",
+        "_chunked",
+        "_drained",
+        "_frame",
+        "_head",
+        "_spare",
+        "_unread",
+        "_waits",
+        "_wire",
+        "limits",
+    )
 
     def __init__(self, server: web.Server, connections: "Connections", **given: Any) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
@@ -116,6 +134,8 @@ class Connection(web.RequestHandler):
         self._waits = loop.time()
         self._body: Any = None  # of the request that came last
         self._head = 0  # bytes of one that has not come wholly
+        self._chunked = False
+        self._frame = 0  # bytes that came of the body, with what HTTP puts around them
         self._spare: int | None = None  # bytes that may still be thrown away
         self._unread: float | None = None  # since when something waits to be read
         self._drained = False
@@ -124,6 +144,7 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = transport
+        transport.max_size = self.limits.read_bytes  # of asyncio's transports of sockets: 256 KiB
         super().connection_made(transport)
         self._all.add(self, origin_of(transport.get_extra_info("peername")))
 
@@ -136,21 +157,32 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._spare is not None:
+        if self._spare is not None:  # thrown away as it is, which costs nothing
             self._spare -= len(data)
             if self._spare < 0:
-                return self.cut()
+                self.cut()
+            return
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
             if self._body is not None and not self._body.is_eof():  # what came cannot be its rest
                 self._body.set_exception(web.RequestPayloadError("it is not as it was announced"))
-            self._head, self._body = 0, self._messages[-1][1]
+            self._head, (message, self._body) = 0, self._messages[-1]
+            self._chunked = getattr(message, "chunked", False)
+            self._frame = len(data) - data.find(b"\r\n\r\n")  # about: a head may have been before it
             if any(getattr(asked, "version", HttpVersion11) not in VERSIONS for asked, _ in self._messages):
-                self.cut()  # aiohttp would answer as HTTP/2.0, which this is not
-        elif not self._upgraded and (self._body is None or self._body.is_eof()):
+                return self.cut()  # aiohttp would answer as HTTP/2.0, which this is not
+        elif self._upgraded:
+            return
+        elif self._body is None or self._body.is_eof():
             self._head += len(data)
             if self._head > self.limits.head_bytes:
+                self.cut()
+        else:
+            self._frame += len(data)
+        if self._chunked and not self._body.is_eof():
+            taken = self._body.total_bytes
+            if self._frame - taken > self.limits.frame_bytes + self.limits.frame_share * taken:
                 self.cut()
 
     # --- what aiohttp calls

@@ -170,7 +170,9 @@ async def plain_errors(request: web.Request, handler: Callable) -> web.StreamRes
     except Exception as error:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:
             raise web.HTTPServiceUnavailable(text=f"{error.strerror.lower()}; try again later") from None
-        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-            raise  # nobody is there to be told
+        # of a body whose connection is cut, aiohttp says the second
+        of_theirs = ConnectionError if request.content.is_eof() else (ConnectionError, RuntimeError)
+        if isinstance(error, of_theirs) and (request.transport is None or request.transport.is_closing()):
+            raise ConnectionResetError from None  # nobody is there to be told
         _log.exception("a request failed", extra={"method": request.method, "path": request.path})
         return web.Response(status=500, text="an error of ifmdm; its log has more")

@@ -1,6 +1,8 @@
 """What happens, for Prometheus: read from the show when somebody asks, kept nowhere else."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -14,6 +16,8 @@ from plugin.run import Show
 if TYPE_CHECKING:
     from plugin.sessions import Sessions
 
+#: Figures are read no more often than this.
+AGE_SECONDS = 0.05
 _COUNTS = {
     "frames": "Frames given out.",
     "frames_undrawn": "Frames given out without a picture, because they were late.",
@@ -100,13 +104,16 @@ class Metrics:
         if sessions is not None:
             self.registry.register(SessionsCollector(sessions))
         ProcessCollector(registry=self.registry)
+        self._made, self._text = -inf, b""
         self._requests = Counter(
             "ifmdm_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
 
     def page(self) -> web.Response:
-        """The answer to GET /metrics."""
-        return web.Response(body=generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        """The answer to GET /metrics; the same for some milliseconds, since it takes more than any other."""
+        if (now := time.monotonic()) - self._made >= AGE_SECONDS:
+            self._made, self._text = now, generate_latest(self.registry)
+        return web.Response(body=self._text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def count(self, request: web.Request, response: web.StreamResponse) -> None:
         """For on_response_prepare. A path of nobody's is one of "other", so that nobody fills the memory with names."""

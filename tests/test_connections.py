@@ -294,6 +294,7 @@ def test_limits_are_of_a_network_where_one_client_has_all_its_addresses():
     assert origin_of(None) == origin_of("") == ""
 
 
+@linux
 def test_too_few_descriptors_are_told_once_with_the_mend_and_the_head_goes_on(tmp_path):
     """In a process of its own, which may have hardly more than it has at its start."""
     with Child("--port", "0", "--source", "none", folder=tmp_path) as child:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reverse_proxy import ReverseProxy
 from test_connections import health, peers, request, statuses
-from test_server import TOKEN, live, serving, until
+from test_server import FACE, TOKEN, live, serving, until
 from webrtc_peers import watching
 
 from plugin import room as room_module
@@ -132,6 +132,31 @@ def test_a_body_that_nobody_reads_ends_the_connection_and_is_no_request(caplog):
                     answer = first + await peer.read()
                 assert b"\r\nConnection: close\r\n" in answer and len(statuses(answer)) == 1, answer
                 assert len(interrupts) == (line == "POST /interrupt")
+
+    live(look())
+    assert told_wrong(caplog) == []
+
+
+def test_a_body_in_chunks_is_taken_and_one_of_hardly_anything_else_is_not(caplog):
+    """Chunks of a byte each take a thousand times as long to read as they are."""
+
+    def chunks(data: bytes, size: int) -> bytes:
+        parts = [data[at : at + size] for at in range(0, len(data), size)]
+        return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+    async def look():
+        async with serving(server__sessions="1") as served:
+
+            async def sent(path: str, kind: str, data: bytes, size: int) -> list[int]:
+                framed = kind, "Transfer-Encoding: chunked", "Connection: close"
+                return statuses(await ask(served, request(f"POST {path}", *framed, body=chunks(data, size))))
+
+            picture, kind = "/portrait?consent=true", "Content-Type: image/jpeg"
+            assert await sent(picture, kind, FACE, 64) == await sent(picture, kind, FACE, 5000) == [200]
+            assert await sent("/style", JSON, b'{"intensity": 1.5}', 1) == [200]
+            for path, kind in TAKE.items():
+                assert await sent(path, kind, bytes(30_000), 1) == []
+            assert await health(served) == 200
 
     live(look())
     assert told_wrong(caplog) == []
