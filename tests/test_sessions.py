@@ -188,7 +188,7 @@ def test_past_the_limit_they_are_asked_to_wait_and_one_that_ends_makes_room():
             await create(served)
             # at once, too: each of them is made or refused
             for each in (await ask(served, "GET", "/sessions"))[1]["sessions"]:
-                await ask(served, "DELETE", each["url"].rstrip("/"))
+                await ask(served, "DELETE", f"/sessions/{each['id']}")
             answers = await asyncio.gather(*(ask(served, "POST", "/sessions", json={}) for _ in range(7)))
             return sorted(status for status, *_ in answers), served.server.sessions.count
 
@@ -475,21 +475,22 @@ def test_the_page_of_a_session_is_the_heads_with_its_own_paths():
         async with serving(token=TOKEN, server__sessions="1") as served:
             bearer = {"Authorization": f"Bearer {TOKEN}"}
             _, session, _ = await ask(served, "POST", "/sessions", headers=bearer)
-            here = await ask(served, "GET", session["url"])
-            there = await ask(served, "GET", "/")
-            nowhere = await ask(served, "GET", "/sessions/none/")
-            script = (await ask(served, "GET", "/page.js"))[1]
-            listed = (await ask(served, "GET", f"{session['url']}portraits", headers=bearer))[1]
+            path = f"/{session['url']}"
+            for file in ("page.js", "page.css", "icon.svg"):
+                here, there = [await ask(served, "GET", base + file) for base in (path, "/")]
+                assert here[:2] == there[:2] and here[0] == 200
+                assert here[2]["Content-Type"] == there[2]["Content-Type"]
+                assert (await ask(served, "GET", f"/sessions/none/{file}"))[0] == 404
+            listed = (await ask(served, "GET", f"{path}portraits", headers=bearer))[1]
             for each in listed["portraits"]:
-                path = session["url"] + each["picture"].removeprefix("/")
-                async with served.client.get(served.url + path, headers=bearer) as answer:
+                async with served.client.get(f"{served.url}{path}{each['picture']}", headers=bearer) as answer:
                     assert answer.content_type == "image/jpeg"
-            return here[:2], there[:2], nowhere[0], script
+            return [await ask(served, "GET", each) for each in (path, "/", "/sessions/none/")]
 
-    here, there, nowhere, script = live(look())
-    assert here == there and here[0] == 200
-    assert nowhere == 404
-    assert "fetch(base + path.slice(1)" in script
+    here, there, nowhere = live(look())
+    assert (here[0], there[0], nowhere[0]) == (200, 200, 404)
+    # by which it knows that a 404 is its end
+    assert here[1] == there[1].replace("<html ", "<html data-session ", 1) != there[1]
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5", "1001", "true"])
