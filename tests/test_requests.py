@@ -99,7 +99,7 @@ BROKEN = {
 
 def test_a_body_that_cannot_be_read_is_refused_on_every_route(caplog):
     async def look():
-        async with serving(server__sessions="1", limits=Limits(linger=0.2)) as served:
+        async with serving(server__sessions="1", limits=Limits(linger=0.05)) as served:
             for headers, body, status in BROKEN.values():
                 for path, kind in (*TAKE.items(), *((path, JSON) for path in LEAVE)):
                     asked = request(f"POST {path}", kind, *headers.split("\r\n"), "Connection: close", body=body)
