@@ -352,6 +352,23 @@ def test_messages_without_end_take_turns_with_everything_else(kind):
     assert read > 0.9 * most
 
 
+@pytest.mark.parametrize("kind", ["interrupt", "end"])
+def test_what_came_at_once_is_read_a_message_at_a_time(kind):
+    async def play(loop):
+        sender, _, line = speaker(loop)
+        for _ in range(100):
+            line.tell(kind)
+        task, left = asyncio.ensure_future(sender.serve()), [100]
+        while left[-1]:
+            await asyncio.sleep(0)
+            left.append(line.coming.qsize())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return -np.diff(left).min()
+
+    assert in_virtual_time(play) == 1
+
+
 @pytest.mark.parametrize("where", ["deliver", "finish", "cede", "leave"])
 def test_what_goes_wrong_in_the_head_ends_the_connection(where):
     async def play(loop):
