@@ -190,7 +190,7 @@ def test_each_utterance_has_one_end_and_each_interrupt_one_answer_in_order(taken
         max_size=25,
     )
 )
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_any_order_of_sound_ends_and_interrupts_is_answered_as_the_protocol_says(taken):
     async def play(loop):
         sender, mouth, line = speaker(loop)
