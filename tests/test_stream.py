@@ -265,6 +265,27 @@ def test_interrupting_is_one_hop_of_work():
     assert stream._model.evaluations - before <= 2 * stream.settings.pace.steps
 
 
+def test_interrupting_where_nothing_was_said_is_no_work_and_changes_nothing():
+    stream, left_alone = core(cushion=800), core(cushion=800)
+    for each in (stream, left_alone):
+        ticks(each, SECOND)
+    before = stream._model.evaluations
+    for _ in range(100):
+        stream.push(voice(100))  # which waits, and is never heard
+        stream.interrupt()
+    assert (stream._model.evaluations, stream.backlog, stream.state.generation) == (before, 0, 100)
+    ours, others = ticks(stream, SECOND), ticks(left_alone, SECOND)
+    assert not sound(ours).any()
+    assert np.array_equal(np.array(stream._renderer.seen), np.array(left_alone._renderer.seen))
+    assert len(ours) == len(others)
+    stream.push(voice(SECOND))
+    ticks(stream, SECOND)
+    stream.interrupt()
+    before = stream._model.evaluations
+    stream.interrupt()  # the second of two
+    assert stream._model.evaluations == before
+
+
 def test_an_interrupt_is_no_jump():
     stream = core(pace=Pace(hop=4, look_ahead=3, steps=4))
     stream.push(voice(5 * SECOND, 0.9))

@@ -190,7 +190,7 @@ def test_each_utterance_has_one_end_and_each_interrupt_one_answer_in_order(taken
         max_size=25,
     )
 )
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_any_order_of_sound_ends_and_interrupts_is_answered_as_the_protocol_says(taken):
     async def play(loop):
         sender, mouth, line = speaker(loop)
@@ -350,6 +350,23 @@ def test_messages_without_end_take_turns_with_everything_else(kind):
     most = websocket.MESSAGES_AT_ONCE + 4 * websocket.MESSAGES_PER_SECOND
     assert read <= most + 2
     assert read > 0.9 * most
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "end"])
+def test_what_came_at_once_is_read_a_message_at_a_time(kind):
+    async def play(loop):
+        sender, _, line = speaker(loop)
+        for _ in range(100):
+            line.tell(kind)
+        task, left = asyncio.ensure_future(sender.serve()), [100]
+        for _ in range(500):
+            await asyncio.sleep(0)
+            left.append(line.coming.qsize())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return left[-1], -np.diff(left).min()
+
+    assert in_virtual_time(play) == (0, 1)
 
 
 @pytest.mark.parametrize("where", ["deliver", "finish", "cede", "leave"])

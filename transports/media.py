@@ -107,7 +107,8 @@ class Interruptible(Protocol):
     """A source that has something to leave off, such as a recording; a person who speaks has not."""
 
     def interrupt(self) -> None:
-        """Leave off what is being said. From any thread; returns at once."""
+        """Leave off what is being said: nothing more of it is delivered from now on. From any thread; returns at
+        once."""
 
 
 @runtime_checkable
