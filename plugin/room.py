@@ -20,11 +20,12 @@ from aiohttp import hdrs, web
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.portrait import PortraitError, load_portrait
+from engine.decoder import DecoderError
+from engine.portrait import Portrait, PortraitError
 from plugin import __version__
 from plugin.queries import strict
 from plugin.render import bundled_portraits
-from plugin.run import Show
+from plugin.run import Show, Studio
 from plugin.settings import Real
 from transports.media import Replayable
 from transports.webrtc.broadcast import Broadcast
@@ -37,6 +38,8 @@ from transports.websocket import SpeechSockets
 UPLOAD_BYTES = 10 << 20
 UPLOADS = 4
 UPLOAD_SECONDS = 30.0
+#: For what comes of it, with others before it: one is decoded in engine.decoder.SECONDS at most.
+READ_SECONDS = 25.0
 #: Speakers over WebSocket at once.
 SOCKETS = 4
 #: A peer that does not close is cut off after so long.
@@ -110,9 +113,11 @@ def _bundled_thumbnail(path: Path) -> bytes:
         return _jpeg(image)
 
 
-def thumbnail(picture: Path | bytes) -> bytes:
-    """A small JPEG of the face in somebody's picture. Raises PortraitError."""
-    return _jpeg(Image.fromarray(load_portrait(picture, _THUMBNAIL).pixels))
+def thumbnail(portrait: Portrait) -> bytes:
+    """A small JPEG of it."""
+    image = Image.fromarray(portrait.pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _jpeg(image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,12 +300,12 @@ class Room:
         # before it keeps out others: a body may take long to arrive
         if request.content_type == "application/json":
             name = (await read_json(request, PortraitChoice)).name
-            picture: Path | bytes | None = None if name in self._own else bundled(name, self._own)
+            picture: Path | Portrait | None = None if name in self._own else bundled(name, self._own)
         elif self._uploads.locked():  # each holds what has come of it
             raise web.HTTPServiceUnavailable(text="other pictures are on their way; try again", headers=_RETRY)
         else:
             async with self._uploads:
-                name, picture = "uploaded", await read_picture(request)
+                name, picture = "uploaded", await find_face(self.show.studio, await read_picture(request))
         with self._alone():
             if picture is None:
                 await self.show.show_face(self._own[name].face, name)
@@ -309,15 +314,13 @@ class Room:
         _log.info("another portrait", extra={"portrait": name, **self._labels})
         return web.json_response({"portrait": name})
 
-    async def _prepare(self, picture: Path | bytes, name: str) -> None:
+    async def _prepare(self, picture: Path | Portrait, name: str) -> None:
         """Show another face; one that somebody brought can be chosen by its name from then on. Raises the refusal."""
-        try:
-            small = await asyncio.to_thread(thumbnail, picture) if isinstance(picture, bytes) else b""
+        small = thumbnail(picture) if isinstance(picture, Portrait) else b""
+        with refusing():
             face = await self.show.change_portrait(picture, name)
-            if small:  # listed from the moment on at which it is shown
-                self._own[name] = Own(face, small)
-        except PortraitError as error:
-            raise web.HTTPUnprocessableEntity(text=str(error)) from None
+        if small:  # listed from the moment on at which it is shown
+            self._own[name] = Own(face, small)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -348,6 +351,28 @@ async def _in_time(what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"{what} did not arrive within {UPLOAD_SECONDS:.0f} s") from None
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """For what makes a portrait of a picture. Raises the refusal, in one line."""
+    try:
+        yield
+    except PortraitError as error:
+        raise web.HTTPUnprocessableEntity(text=str(error)) from None
+    except DecoderError as error:
+        raise web.HTTPServiceUnavailable(text=str(error), headers=_RETRY) from None
+
+
+async def find_face(studio: Studio, picture: bytes) -> Portrait:
+    """The face of a picture that somebody sent. Raises the refusal, in one line."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            with refusing():
+                return await studio.read(picture)
+    except TimeoutError:
+        text = "other pictures before it take too long; try again"
+        raise web.HTTPServiceUnavailable(text=text, headers=_RETRY) from None
 
 
 async def read_json(request: web.Request, kind: type[BaseModel]) -> Any:

@@ -17,9 +17,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from engine.decoder import Decoder, DecoderError
 from engine.head import Model, Style
 from engine.model import find_weights
-from engine.portrait import load_portrait
+from engine.portrait import Portrait, load_portrait
 from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
 from plugin import signals, worker
@@ -44,6 +45,8 @@ from transports.recording import RecordingSink, cut_off, next_take
 
 #: A portrait is never prepared smaller than the networks see it, whatever the size of the video.
 _PORTRAIT_SIZE = 512
+#: Pictures that are decoded, and portraits that are prepared, at once; each takes a core.
+READERS, MAKERS = 2, 2
 _CHECK_SECONDS = 1.0
 #: How long devices may take to be looked after, and a source to be closed, until the others go on without them.
 ANSWER_SECONDS = 3.0
@@ -224,10 +227,11 @@ class Punctuality:
 class Show:
     """A live stream with its source and sinks. problems: what is wrong with each right now, by name. services: what
     runs beside it in the event loop, such as a server; each is called with the show, which ends when one of them ends.
-    Sinks may come and go while it runs (add them open). prepare: a picture, as file or bytes, whose use somebody may
-    agree to -> what LiveStream.make_renderer takes. tell: is told what happens; alert: what is wrong, else tell is.
-    portrait: what the face is called; style: as it is now. listeners: called at an interrupt, before it happens, for
-    what waits outside the stream. studio: makes other heads of the same weights; face: the first one, prepared."""
+    Sinks may come and go while it runs (add them open). prepare: a picture, as file, bytes or portrait, whose use
+    somebody may agree to -> what LiveStream.make_renderer takes. tell: is told what happens; alert: what is wrong, else
+    tell is. portrait: what the face is called; style: as it is now. listeners: called at an interrupt, before it
+    happens, for what waits outside the stream. studio: makes other heads of the same weights; face: the first one,
+    prepared; own: the portrait of that, where it is not bundled."""
 
     stream: LiveStream
     form: MediaFormat
@@ -237,13 +241,14 @@ class Show:
     problems: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = lambda line: None
     alert: Callable[[str], None] | None = None
-    prepare: Callable[[Path | bytes], Any] | None = None
+    prepare: Callable[[Path | bytes | Portrait], Any] | None = None
     floor: Floor = field(default_factory=Floor)
     portrait: str = ""
     style: Style = field(default_factory=Style)
     listeners: list[Callable[[], None]] = field(default_factory=list)
     studio: "Studio | None" = None
     face: Any = None
+    own: Portrait | None = None
     _failed: set[str] = field(default_factory=set, init=False)  # names, since all were last looked after
 
     def interrupt(self) -> None:
@@ -265,17 +270,20 @@ class Show:
         leaves (Ear.leave). Deliver to it in the event loop."""
         return Ear(self.stream, live, self.floor, guest=True, hush=self._hush)
 
-    async def change_portrait(self, picture: Path | bytes, name: str = "") -> Any:
+    async def change_portrait(self, picture: Path | bytes | Portrait, name: str = "") -> Any:
         """Show another face, prepared beside the running one, and give it back. Raises PortraitError, the old face
         staying."""
-        face = await asyncio.to_thread(self.prepare, picture)
+        face = await self._work(self.prepare, picture)
         await self.show_face(face, name)
         return face
 
     async def show_face(self, face: Any, name: str) -> None:
         """Show a face that is prepared. Making what draws it takes its time, too, which the stream must not lose."""
-        self.stream.change_portrait(face, await asyncio.to_thread(self.stream.make_renderer, face))
+        self.stream.change_portrait(face, await self._work(self.stream.make_renderer, face))
         self.portrait = name
+
+    async def _work(self, call: Callable[..., Any], *given: Any) -> Any:
+        return await (self.studio.work(call, *given) if self.studio else asyncio.to_thread(call, *given))
 
     def restyle(self, **changes: Any) -> None:
         """Change the intensity or the pose; see engine.head.Style."""
@@ -442,19 +450,43 @@ async def _cancel(tasks: Sequence[asyncio.Task]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Studio:
-    """What all heads of a process have in common: one copy of the weights, and how heads are made. For any thread.
+    """What all heads of a process have in common: one copy of the weights, and how heads are made. For any thread, but
+    `read` and `work`, which are for the event loop.
 
-    model: engine.model.Model (or what stands in for it). renderer: see StreamCore."""
+    model: engine.model.Model (or what stands in for it). renderer: see StreamCore. readers, makers: threads of their
+    own, since asyncio's are for what closes outputs, which must not wait behind pictures."""
 
     settings: Settings
     model: Any
     renderer: Callable[[Any, int], Renderer] | None = None
+    decoder: Decoder = field(default_factory=Decoder)
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "picture"))
+    makers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAKERS, "portrait"))
 
-    def prepare(self, picture: Path | bytes) -> Any:
-        """A picture as file or bytes -> what heads are made of; takes a second of a core. Raises PortraitError."""
-        return self.model.prepare(load_portrait(picture, max(self.settings.video.size, _PORTRAIT_SIZE)))
+    def load(self, picture: Path | bytes) -> Portrait:
+        """A picture as file or bytes -> its face. Raises PortraitError or DecoderError."""
+        return _load(self.settings, picture, self.decoder)
+
+    def prepare(self, picture: Path | bytes | Portrait) -> Any:
+        """What heads are made of; takes a second of a core. Raises PortraitError or DecoderError."""
+        portrait = picture if isinstance(picture, Portrait) else self.load(picture)
+        return self.model.prepare(portrait)
+
+    async def read(self, picture: bytes) -> Portrait:
+        """As `load`, at most READERS at once."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, self.load, picture)
+
+    async def work(self, call: Callable[..., Any], *given: Any) -> Any:
+        """Anything else that takes its time, at most MAKERS at once."""
+        return await asyncio.get_running_loop().run_in_executor(self.makers, partial(call, *given))
+
+    def close(self) -> None:
+        """Read and make no more, and wait for nothing: what is decoded now is given up."""
+        self.decoder.close()
+        for threads in (self.readers, self.makers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def core(self, face: Any, style: Style | None = None, latency: str = "", seed: int | None = None) -> StreamCore:
         """A head without a clock. latency, seed: as in the settings, which say what is not given."""
@@ -479,6 +511,10 @@ class Studio:
         stream = LiveStream(self.core(face, style, latency, seed), margin, stamp)
         form = MediaFormat(video.size, video.size, video.fps, SAMPLE_RATE)
         return Show(stream, form, prepare=self.prepare, portrait=name, style=style, studio=self, face=face, **more)
+
+
+def _load(settings: Settings, picture: Path | bytes, decoder: Decoder) -> Portrait:
+    return load_portrait(picture, max(settings.video.size, _PORTRAIT_SIZE), decoder)
 
 
 class Stopped(Exception):
@@ -515,20 +551,32 @@ def make_show(
         for sink in sinks:
             sink.open(form)
             undo.callback(_close_quietly, sink)
+        _go_on(stopped)
+        decoder = Decoder(stopped=stopped)
+        beside = undo.enter_context(ThreadPoolExecutor(1))  # the weights take as long to load
+        undo.callback(decoder.close)
+        loading = beside.submit(_load, settings, picture, decoder)
         if model is None:
-            _go_on(stopped)
             model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
             tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")
         _go_on(stopped)
-        studio = Studio(settings, model, renderer)
-        face = studio.prepare(picture)
+        studio = Studio(settings, model, renderer, decoder)
+        try:
+            portrait = loading.result()
+        except DecoderError:
+            _go_on(stopped)
+            raise
+        beside.shutdown()
+        face = studio.prepare(portrait)
         _go_on(stopped)
         studio.warm(face)
         _go_on(stopped)
         style = Style(head.intensity, head.pose)
-        name = head.portrait if head.portrait in bundled_portraits() else "own"  # a path is nobody's business
+        bundled = head.portrait in bundled_portraits()
+        name = head.portrait if bundled else "own"  # a path is nobody's business
         services = [] if server is None else [server.serve]
         show = studio.show(face, style, name, source=source, sinks=sinks, services=services, tell=tell)
+        show.own = None if bundled else portrait
         undo.pop_all()
         return show
 

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from aiohttp import hdrs, web
 
-from engine.portrait import PortraitError
 from plugin.connections import Connection, Connections, Limits, allowed, attended, descriptors
 from plugin.guard import Guard, plain_errors
 from plugin.metrics import Metrics
-from plugin.render import bundled_portraits
 from plugin.room import CLOSE_SECONDS, Room, thumbnail
 from plugin.run import Show
 from plugin.sessions import Sessions
@@ -118,10 +116,7 @@ class Server:
     async def serve(self, show: Show) -> None:
         """Answer until cancelled; then all peers are told, within seconds."""
         allowed = self._settings.server
-        first = b""
-        if show.portrait not in bundled_portraits():
-            with contextlib.suppress(PortraitError):  # the file may be gone by now
-                first = await asyncio.to_thread(thumbnail, Path(self._settings.head.portrait))
+        first = b"" if show.own is None else thumbnail(show.own)
         self.room = Room(show, self.broadcast, picture=first)
         self.sessions = Sessions(self.room, allowed.sessions, allowed.session_idle)
         self.connections = Connections(self.limits, lambda each: Connection(runner.server, each, logger=_log))
@@ -135,6 +130,7 @@ class Server:
                 for work in (self.room.beat(), self.connections.accept(self._door), self.connections.watch()):
                     group.create_task(work)
         finally:
+            show.studio.close()
             self._door.close()
             await asyncio.gather(self.room.aclose(), self.sessions.aclose(), return_exceptions=True)
             await runner.cleanup()

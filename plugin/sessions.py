@@ -32,11 +32,22 @@ from aiohttp import web
 from pydantic import Field
 
 from engine.head import Style
-from engine.portrait import PortraitError
+from engine.portrait import Portrait
 from plugin.adapters import create_clip
 from plugin.memory import available, resident
 from plugin.queries import strict
-from plugin.room import BEAT_SECONDS, CLOSE_SECONDS, Room, StyleChange, bundled, read_json, read_picture, thumbnail
+from plugin.room import (
+    BEAT_SECONDS,
+    CLOSE_SECONDS,
+    Room,
+    StyleChange,
+    bundled,
+    find_face,
+    read_json,
+    read_picture,
+    refusing,
+    thumbnail,
+)
 from plugin.run import Show, Studio
 from plugin.settings import Whole
 from transports.webrtc.broadcast import Broadcast
@@ -277,11 +288,11 @@ class Sessions:
             shown = request.body_exists
         elif request.body_exists:
             order = await read_json(request, SessionOrder)
-        picture: Path | bytes | None = None if order.portrait is None else bundled(order.portrait)
+        picture: Path | Portrait | None = None if order.portrait is None else bundled(order.portrait)
         self._check_room()  # after what no wait would mend, before a picture is read
         with self._comes():
             if shown:
-                picture = await read_picture(request)
+                picture = await find_face(self._house.show.studio, await read_picture(request))
             name = order.portrait or ("uploaded" if picture is not None else self._portrait)
             async with self._making:
                 if not self._sharing:
@@ -308,7 +319,7 @@ class Sessions:
         if self.limit is not None:
             return
         show = self._house.show
-        self._cost = each = await asyncio.to_thread(cost, show.studio, show.face, self._house.options)
+        self._cost = each = await show.studio.work(cost, show.studio, show.face, self._house.options)
         memory = "" if each.mb is None else f" and {each.mb:.0f} MB"
         _log.info(f"a head takes {each.cores:.2f} of {cores():g} cores{memory}: {self.limit} sessions fit")
 
@@ -325,18 +336,17 @@ class Sessions:
                 text="heads on this machine are late already; try again later", headers=_RETRY_FULL
             )
 
-    async def _make(self, order: SessionOrder, picture: Path | bytes | None, name: str) -> Session:
+    async def _make(self, order: SessionOrder, picture: Path | Portrait | None, name: str) -> Session:
         """Raises the refusal."""
         ident = secrets.token_urlsafe(9)
         labels = {"session": ident}
         try:
             async with asyncio.timeout(MAKE_SECONDS):
-                show, broadcast = await asyncio.to_thread(self._prepare, order, picture, name)
-        except PortraitError as error:
-            raise web.HTTPUnprocessableEntity(text=str(error)) from None
+                with refusing():
+                    show, broadcast = await self._house.show.studio.work(self._prepare, order, picture, name)
         except TimeoutError:
             raise web.HTTPServiceUnavailable(text="the portrait was not ready in time", headers=_RETRY_FULL) from None
-        small = await asyncio.to_thread(thumbnail, picture) if isinstance(picture, bytes) else self._house.picture
+        small = thumbnail(picture) if isinstance(picture, Portrait) else self._house.picture
         self._check_room()  # the server may be about to end by now
         show.tell = lambda line: _log.info(line, extra=labels)
         show.alert = lambda line: _log.warning(line, extra=labels)
@@ -351,7 +361,7 @@ class Sessions:
         _log.info("a session began", extra={**labels, "sessions": self.count})
         return session
 
-    def _prepare(self, order: SessionOrder, picture: Path | bytes | None, name: str) -> tuple[Show, Broadcast]:
+    def _prepare(self, order: SessionOrder, picture: Path | Portrait | None, name: str) -> tuple[Show, Broadcast]:
         """In a thread: everything of a session that takes time."""
         house = self._house.show
         studio = house.studio

@@ -15,8 +15,8 @@ from PIL import Image, ImageCms
 
 from engine import portrait
 from engine.errors import InputError
+from engine.picture import BACKDROP
 from engine.portrait import (
-    BACKDROP,
     EYES,
     EYES_TO_MOUTH,
     EYES_TOLERANCE,
