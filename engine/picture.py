@@ -257,14 +257,15 @@ def _from_16_bits(chunks: _Chunks, key: int | tuple[int, ...] | None) -> Image.I
     wide = wide.reshape(*wide.shape[:2], -1)
     plain = np.rint(np.arange(65536) / 257).astype(np.uint8)
     known = chunks.encoding is not None and chunks.encoding.linear is not None
-    table = np.array(chunks.encoding.table(65536), np.uint8) if known else plain
+    narrow = np.take(np.array(chunks.encoding.table(65536), np.uint8) if known else plain, wide)
     order = [0] if chunks.colour in (0, 4) else [2, 1, 0]
-    planes = [table[wide[..., channel]] for channel in order]
+    planes = [narrow[..., channel] for channel in order]
     if chunks.colour in (4, 6):
-        planes.append(plain[wide[..., 3]])
+        planes.append(plain[wide[..., 3]] if known else narrow[..., 3])
     elif key is not None:
         planes.append(255 * (wide[..., order] != np.array(key)).any(axis=-1).astype(np.uint8))
-    return Image.merge(("L", "LA", "RGB", "RGBA")[len(planes) - 1], [Image.fromarray(plane) for plane in planes])
+    mode = ("L", "LA", "RGB", "RGBA")[len(planes) - 1]
+    return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes])
 
 
 # --- WebP

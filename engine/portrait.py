@@ -189,16 +189,19 @@ def _faces(pixels: np.ndarray) -> list[_Face]:
     scales = {min(1.0, 320 / longest), min(1.0, 640 / longest), min(1.0, max(0.25, 640 / longest))}
     found = sorted((face for scale in scales for face in _detect(pixels, scale)), key=lambda f: -f.score)
     kept: list[_Face] = []
-    for face in found:
-        if all(_overlap(face.box, other.box) < _OVERLAP for other in kept):
+    boxes = np.array([face.box for face in found]).reshape(-1, 4)
+    seen = np.zeros(len(found), bool)
+    for index, face in enumerate(found):  # a picture made for it has thousands
+        if not seen[index]:
             kept.append(face)
+            seen |= _overlaps(face.box, boxes) >= _OVERLAP
     return sorted(kept, key=lambda f: -f.area)
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared area over the smaller area, so that a part of a face counts as that face."""
-    shared = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    return float(np.prod(np.maximum(shared, 0)) / min(a[2] * a[3], b[2] * b[3]))
+def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Shared area over the smaller area, so that a part of a face counts as that face. box: (4,), boxes: (n, 4)."""
+    shared = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    return np.prod(np.maximum(shared, 0), axis=1) / np.minimum(box[2] * box[3], boxes[:, 2] * boxes[:, 3])
 
 
 def _main_face(pixels: np.ndarray, name: str, reduced: int) -> _Face:

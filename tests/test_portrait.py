@@ -1,4 +1,3 @@
-import io
 import os
 import struct
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import chunk, encode, png
 from PIL import Image, ImageCms
 
 from engine import portrait
@@ -32,13 +32,6 @@ BUNDLED = ["ada", "bo", "chidi", "dalia"]
 BACKGROUND = (70, 90, 80)
 # The detector's keypoints differ by up to this much of the square from one scaling of a picture to another.
 KEYPOINT_NOISE = 0.025
-
-
-def encode(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
@@ -294,14 +287,6 @@ def test_no_face(shape):
     assert "no face" in refusal(encode(noise))
 
 
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def png(header: bytes, *chunks: bytes) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks)
-
-
 @pytest.mark.parametrize("side", [7_100, 10_000, 40_000])
 def test_bomb_is_refused_by_its_header(side):
     """Nothing but the header is valid, so only refusing before decoding gives this message."""
@@ -323,7 +308,7 @@ def test_too_many_bytes(monkeypatch, assets, tmp_path):
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.98])
 def test_truncated_file(ada, kind, part):
     whole = encode(ada, kind)
-    assert f"the {kind} is damaged or cut short" in refusal(whole[: int(len(whole) * part)])
+    assert f"the {kind.replace('WEBP', 'WebP')} is damaged or cut short" in refusal(whole[: int(len(whole) * part)])
 
 
 @settings(max_examples=30)
