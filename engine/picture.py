@@ -218,9 +218,8 @@ def _colours_of(chunks: dict[bytes, bytes]) -> tuple[bytes | None, Encoding | No
         packed = chunks[b"iCCP"]
         start = packed.index(0) + 2  # after the name and the method
         profile = zlib.decompressobj().decompress(packed[start:], MAX_PROFILE + 1)
-        if len(profile) > MAX_PROFILE:
-            raise PictureError("the colour profile is far too large; save it anew without one")
-        return profile, None
+        if len(profile) <= MAX_PROFILE:
+            return profile, None
     if b"sRGB" in chunks:
         return None, Encoding()
     linear, primaries = None, None

@@ -371,7 +371,7 @@ async def find_face(studio: Studio, picture: bytes) -> Portrait:
             with refusing():
                 return await studio.read(picture)
     except TimeoutError:
-        text = "other pictures before it take too long; try again"
+        text = "pictures take too long here now; try again"
         raise web.HTTPServiceUnavailable(text=text, headers=_RETRY) from None
 
 

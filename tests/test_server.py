@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from browsing import write_wav
 from live_fakes import LatentRenderer, LoudnessModel
+from pictures import UNLIMITED, many_scans
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine import decoder as decoder_module
 from engine.features import SAMPLE_RATE
 from plugin import doctor
 from plugin import room as room_module
@@ -564,6 +566,70 @@ def test_a_face_that_somebody_brought_can_be_chosen_again():
                 assert (await post(f"{base}/portrait", json={"name": name}))[0] == 200
 
     live(look())
+
+
+def test_pictures_that_decode_for_ever_hold_up_nobody_else(monkeypatch):
+    """As many as are decoded at once: other portraits, heads and sessions go on, and each is refused in the end. They
+    are of no kind that is known beforehand, since the limits that are read first are off here."""
+    monkeypatch.setattr(decoder_module, "_PROGRAM", UNLIMITED)
+    hostile = {"data": many_scans(20_000), "headers": {"Content-Type": "image/jpeg"}}
+    good = {"data": FACE, "headers": {"Content-Type": "image/jpeg"}}
+
+    async def look():
+        async with serving(server__sessions="3") as served:
+
+            async def ask(path, **more):
+                async with served.client.post(served.url + path, **more) as answer:
+                    return answer.status, await answer.text(), answer.headers.get("Location")
+
+            served.show.studio.decoder.seconds = 4.0
+            _, _, where = await ask("/sessions", json={"portrait": "dalia"})
+            other = f"/{where.lstrip('/')}"
+            frames = len(served.screen.frames)
+            bad = [
+                asyncio.create_task(ask(f"{path}?consent=true", **hostile))
+                for path in ("/portrait", f"{other}/portrait", "/sessions")
+            ]
+            await asyncio.sleep(0.5)
+            first = await ask("/portrait", json={"name": "bo"})
+            second = await ask(f"{other}/portrait", json={"name": "chidi"})
+            made = await ask("/sessions", json={"portrait": "ada"})
+            assert not any(task.done() for task in bad)
+            assert (first[0], second[0], made[0]) == (200, 200, 201)
+            assert len(served.screen.frames) > frames + 5
+            waited = await ask("/portrait?consent=true", **good)  # behind them, and not for ever
+            assert waited[0] == 200, waited
+            return [(status, text) for status, text, _ in await asyncio.gather(*bad)]
+
+    told = "uploaded picture: it takes more than 4 s to decode; save it anew, or smaller"
+    assert live(look()) == [(422, told)] * 3
+
+
+def test_a_picture_that_is_refused_by_its_own_word_is_refused_at_once():
+    """What decodes for minutes where nobody counts its scans."""
+
+    async def look():
+        async with serving() as served:
+            served.show.studio.decoder.seconds = 1e6
+            hostile = {"data": many_scans(20_000), "headers": {"Content-Type": "image/jpeg"}}
+            async with served.client.post(served.url + "/portrait?consent=true", **hostile) as answer:
+                return answer.status, await answer.text()
+
+    assert live(look()) == (422, "uploaded picture: the JPEG has more than 64 scans; save it anew")
+
+
+def test_pictures_wait_for_others_no_longer_than_is_said(monkeypatch):
+    monkeypatch.setattr(decoder_module, "_PROGRAM", UNLIMITED)
+    monkeypatch.setattr(room_module, "READ_SECONDS", 1.0)
+    hostile = {"data": many_scans(20_000), "headers": {"Content-Type": "image/jpeg"}}
+
+    async def look():
+        async with serving() as served, served.client.post(
+            served.url + "/portrait?consent=true", **hostile
+        ) as answer:
+            return answer.status, await answer.text(), answer.headers["Retry-After"]
+
+    assert live(look()) == (503, "pictures take too long here now; try again", "2")
 
 
 # --- what is told

@@ -1,6 +1,8 @@
 """`ifmdm run` with its server, as a program of its own."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -8,16 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import aiohttp
+import av
 import pytest
+from pictures import UNLIMITED, many_scans
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "correct-horse-battery"
+#: An upload that decodes for minutes, the limits that are read beforehand being off.
+SLOW = f"from engine import decoder; decoder._PROGRAM = {UNLIMITED!r}"
 PROGRAM = f"""
 import functools, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -32,11 +39,11 @@ sys.exit(main())
 class Child:
     """The program, and what it told. Is killed at the end, whatever happens."""
 
-    def __init__(self, *args: str, folder: Path, **env: str):
+    def __init__(self, *args: str, folder: Path, first: str = "", **env: str):
         mine = {name: value for name, value in os.environ.items() if not name.upper().startswith("IFMDM_")}
         self.told: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "run", "--size", "128", *args],
+            [sys.executable, "-c", f"{first}\n{PROGRAM}", "run", "--size", "128", *args],
             cwd=folder, env=mine | {"PYTHONPATH": str(ROOT)} | env, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -138,6 +145,70 @@ def test_another_address_needs_a_token_and_gets_one_from_the_environment(tmp_pat
     lines = [json.loads(line) for line in told.splitlines()]
     assert any("WebSocket" in line["message"] for line in lines)
     assert TOKEN not in told
+
+
+def upload(url: str, picture: bytes) -> threading.Thread:
+    """Send it, and wait for what comes of it in another thread."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            headers = {"Content-Type": "image/jpeg"}
+            urllib.request.urlopen(urllib.request.Request(url, picture, headers), timeout=60).read()
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_does_not_wait_for_a_picture(number, tmp_path):
+    """Two are decoded, and four more wait for them; the recording is whole, and no process is left."""
+    hostile = many_scans(20_000)
+    with Child("--port", "0", "--record", "a.mp4", folder=tmp_path, first=SLOW) as child:
+        url = child.wait_for(r"http://127\.0\.0\.1:\d+/")
+        time.sleep(1)
+        for path in ("portrait", "sessions", "sessions", "sessions", "portrait", "portrait"):
+            upload(f"{url}{path}?consent=true", hostile)
+        left = decoders_of(child)
+        time.sleep(0.5)
+        began = time.monotonic()
+        child.process.send_signal(number)
+        status, told = child.end()
+        took = time.monotonic() - began
+    assert status == 0 and "Traceback" not in told, told
+    assert took < 10, took  # of the 15 and more for which each would be decoded
+    with av.open(str(tmp_path / "a.mp4")) as recording:
+        assert sum(1 for _ in recording.decode(video=0)) > 25
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+def decoders_of(child: Child) -> list[int]:
+    """The processes that it started, in any thread, once there are any; none where the system does not tell."""
+    found: list[int] = []
+    threads, until = Path(f"/proc/{child.process.pid}/task"), time.monotonic() + 20
+    while threads.exists() and not found:
+        assert time.monotonic() < until and child.process.poll() is None, "no picture was decoded"
+        for children in threads.glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+        time.sleep(0.05)
+    return found
+
+
+def test_the_end_before_it_is_live_does_not_wait_for_its_own_portrait(tmp_path):
+    (tmp_path / "own.jpg").write_bytes(many_scans(20_000))
+    given = ("--no-server", "--record", "a.mp4", "--portrait", "own.jpg", "--consent")
+    with Child(*given, folder=tmp_path, first=SLOW) as child:
+        decoders_of(child)
+        child.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        status, told = child.end()
+        assert time.monotonic() - began < 8
+    assert status == 0 and told.splitlines()[-1] == "ifmdm: ended before it was live"
+    with Child(*given, folder=tmp_path) as child:  # and with the limits on it is refused in a line
+        status, told = child.end()
+    assert status != 0
+    assert told.splitlines()[-1] == "ifmdm: own.jpg: the JPEG has more than 64 scans; save it anew"
 
 
 def test_ended_before_the_first_frame_there_is_no_recording_and_no_failure(tmp_path):
