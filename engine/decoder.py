@@ -48,13 +48,13 @@ class Decoder:
 
     def __call__(self, data: bytes) -> Decoded:
         """data: of the file. Raises PictureError, or DecoderError."""
-        end = time.monotonic() + self.seconds
+        began = time.monotonic()
         with self._start() as process:
             # communicate() forgets what it has not sent yet when its time is up
             feeder, process.stdin = Thread(target=_feed, args=(process.stdin, data)), None
             feeder.start()
             try:
-                said = self._await(process, end)
+                said = self._await(process, began)
             finally:
                 process.kill()
                 feeder.join()
@@ -66,14 +66,14 @@ class Decoder:
         """End what runs; nothing is decoded any more."""
         self._closed.set()
 
-    def _await(self, process: subprocess.Popen, end: float) -> bytes:
+    def _await(self, process: subprocess.Popen, began: float) -> bytes:
         while True:
             if self._closed.is_set() or self.stopped():
                 raise DecoderError("the picture was not decoded, since the program is about to end")
             try:
                 return process.communicate(timeout=_POLL_SECONDS)[0]
             except subprocess.TimeoutExpired:
-                if time.monotonic() > end:
+                if time.monotonic() - began > self.seconds:
                     told = f"it takes more than {self.seconds:.0f} s to decode; save it anew, or smaller"
                     raise PictureError(told) from None
 

@@ -162,7 +162,8 @@ class Connection(web.RequestHandler):
             if self._spare < 0:
                 self.cut()
             return
-        before = self._request_count
+        # the last of a body is no head, though the body has ended once it is taken in
+        before, between = self._request_count, self._body is None or self._body.is_eof()
         super().data_received(data)
         if self._request_count != before:
             if self._body is not None and not self._body.is_eof():  # what came cannot be its rest
@@ -174,7 +175,7 @@ class Connection(web.RequestHandler):
                 return self.cut()  # aiohttp would answer as HTTP/2.0, which this is not
         elif self._upgraded:
             return
-        elif self._body is None or self._body.is_eof():
+        elif between:
             self._head += len(data)
             if self._head > self.limits.head_bytes:
                 self.cut()
