@@ -31,6 +31,8 @@ MAX_SIDE = 16_384
 MAX_SCANS = 64
 #: Segments or chunks of a file, and bytes of a PNG's profile once it is inflated.
 MAX_PARTS = 50_000
+#: Bytes between two segments of a JPEG's header, where there should be none.
+MAX_BETWEEN = 65_536
 MAX_PROFILE = 16_000_000
 #: A picture of more is halved in width and height: the face is scaled to 512 pixels in the end.
 MAX_DECODED = 25_000_000
@@ -130,12 +132,15 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def check_jpeg(data: bytes) -> None:
-    """Look at every segment of every scan, as a decoder comes by them (ITU-T T.81, annex B). Raises PictureError."""
+    """Look at every segment of every scan, as a decoder comes by them (ITU-T T.81, annex B). Raises PictureError, or
+    _Damaged."""
     at, scans = 2, 0
     for _ in _parts("JPEG"):
         found = _MARKER.search(data, at)
         if found is None:
             return  # cut short, which the decoder finds
+        if not scans and found.start() - at > MAX_BETWEEN:
+            raise _Damaged("no marker")  # Pillow would look at each byte
         at, marker = found.end(), data[found.end() - 1]
         if marker == _EOI:
             return

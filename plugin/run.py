@@ -537,6 +537,10 @@ def make_show(
         sinks.append(_recording(live.record, tell))
     source = make_source(settings)
     with contextlib.ExitStack() as undo:
+        decoder = Decoder(stopped=stopped)
+        beside = undo.enter_context(ThreadPoolExecutor(1))  # modules and weights take as long to load
+        undo.callback(decoder.close)
+        loading = beside.submit(_load, settings, picture, decoder)
         # first what may be refused, then what takes time
         server = None
         if settings.server.enabled:
@@ -552,10 +556,6 @@ def make_show(
             sink.open(form)
             undo.callback(_close_quietly, sink)
         _go_on(stopped)
-        decoder = Decoder(stopped=stopped)
-        beside = undo.enter_context(ThreadPoolExecutor(1))  # the weights take as long to load
-        undo.callback(decoder.close)
-        loading = beside.submit(_load, settings, picture, decoder)
         if model is None:
             model = Model.load(find_weights(settings.engine.weights), backend=settings.engine.backend)
             tell(f"computing on {model.backend}; weights {settings.engine.weights}: {model.licence}")

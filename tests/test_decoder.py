@@ -68,6 +68,8 @@ def jpeg_says(width: int, height: int) -> bytes:
         ),
         (jpeg_says(65_500, 65_500), "65500 x 65500 pixels, the limit is 50 million"),
         (SCANS, "more than 64 scans"),
+        (SCANS[:2] + b"\xff" * 100_000 + SCANS[2:], "the JPEG is damaged"),
+        (SCANS[:20] + b"\0" * 100_000 + SCANS[20:], "the JPEG is damaged"),
         (b"\xff\xd8" + b"\xff\xfe\0\2" * 60_000 + SCANS[2:], "the JPEG has more than 50000 parts"),
         (blank(64, 64, 8, 2, chunk(b"tEXt", b"a\0b") * 60_000), "the PNG has more than 50000 parts"),
         (webp(b"abcd", b"")[:12] + b"abcd\0\0\0\0" * 60_000, "the WebP has more than 50000 parts"),
