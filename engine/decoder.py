@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from engine.errors import InputError
-from engine.picture import MAX_DECODED, PictureError
+from engine.formats import MAX_DECODED, PictureError
 
 #: The dearest that engine.picture lets through take 3 to 5 on a free core.
 SECONDS = 15.0

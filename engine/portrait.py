@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.decoder import Decoded, Decoder
 from engine.errors import InputError
-from engine.picture import PictureError, kind_of
+from engine.formats import PictureError, kind_of
 
 MAX_BYTES = 30_000_000
 MIN_FACE = 96

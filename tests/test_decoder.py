@@ -21,7 +21,8 @@ from PIL import Image
 from engine import decoder as decoder_module
 from engine import picture, portrait
 from engine.decoder import Decoded, Decoder, DecoderError
-from engine.picture import PictureError, decode
+from engine.formats import PictureError
+from engine.picture import decode
 from engine.portrait import PortraitError, load_portrait
 
 SCANS = many_scans(20_000)
