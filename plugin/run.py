@@ -537,6 +537,7 @@ def make_show(
         sinks.append(_recording(live.record, tell))
     source = make_source(settings)
     with contextlib.ExitStack() as undo:
+        _go_on(stopped)
         decoder = Decoder(stopped=stopped)
         beside = undo.enter_context(ThreadPoolExecutor(1))  # modules and weights take as long to load
         undo.callback(decoder.close)
