@@ -1,6 +1,7 @@
 """A real browser and real processes of ours, for the tests that need them."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ ROOT = HERE.parent.parent
 SHOWN = ROOT / ".cache" / "browser"
 CLIENTS = HERE / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
 PATIENCE = 40.0
 
 
@@ -31,12 +33,27 @@ def needs(*what: str) -> None:
     """Skip a test whose machine lacks something, with the mend; fail where IFMDM_REQUIRE_BROWSER is set."""
     lacks = {
         "chromium": CHROMIUM is None and "there is no Chromium: sudo apt-get install chromium",
+        "firefox": FIREFOX is None and "there is no Firefox: sudo apt-get install firefox-esr",
+        "node": shutil.which("node") is None and "there is no Node.js: sudo apt-get install npm",
+        "whip-client": shutil.which("whip-client") is None
+        and "GStreamer's client is not there: sudo apt-get install simple-whip-client",
+        "gstreamer": not _has_webrtcbin()
+        and "GStreamer's webrtcbin is not there: sudo apt-get install python3-gi gir1.2-gst-plugins-bad-1.0 "
+        "gstreamer1.0-nice gstreamer1.0-libav",
         "clients": not CLIENTS.is_dir() and "others' clients are not there: npm ci --prefix tests/browser",
         "ffprobe": shutil.which("ffprobe") is None and "there is no ffprobe: sudo apt-get install ffmpeg",
     }
     for name in what:
         if lacks[name]:
             (pytest.fail if os.environ.get("IFMDM_REQUIRE_BROWSER") else pytest.skip)(lacks[name])
+
+
+@functools.cache
+def _has_webrtcbin() -> bool:
+    """Whether Debian's own Python reaches GStreamer's WebRTC."""
+    look = "import gi; gi.require_version('GstWebRTC', '1.0'); from gi.repository import Gst, GstWebRTC; Gst.init(None); "
+    look += "raise SystemExit(not all(map(Gst.ElementFactory.find, ('webrtcbin', 'nicesrc', 'avdec_h264'))))"
+    return subprocess.run(["/usr/bin/python3", "-c", look], capture_output=True, timeout=PATIENCE).returncode == 0
 
 
 class Program:

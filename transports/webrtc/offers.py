@@ -200,10 +200,17 @@ def routes(offer: Offer, kept: Collection[Part]) -> dict[str, str]:
     return found
 
 
+def with_one_fingerprint(text: str) -> str:
+    """A description by aiortc, which has a fingerprint for each of three hashes, with that for SHA-256 alone, as
+    browsers have it. libdatachannel 0.24 takes the last of several, and where DTLS comes before it has read the answer,
+    as in a local network, holds the hash of another against it."""
+    return re.sub(r"(?m)^a=fingerprint:(?!sha-256 ).*\r\n", "", text)
+
+
 def answer(offer: Offer, kept: Collection[Part], made: str) -> str:
     """aiortc's answer to what was kept, with the other parts refused in their places, and nothing in it that was not
     offered: neither a BUNDLE group nor an a=mid."""
-    head, *sections = re.split(r"(?m)^(?=m=)", made)
+    head, *sections = re.split(r"(?m)^(?=m=)", with_one_fingerprint(made))
     mids = {part.mid for part in kept}
     groups = [[mid for mid in group if mid in mids] for group in offer.groups]
     told = "".join(f"a=group:BUNDLE {' '.join(group)}\r\n" for group in groups if group)

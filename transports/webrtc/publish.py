@@ -21,6 +21,7 @@ from aiortc import RTCPeerConnection, RTCSessionDescription
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 from transports.webrtc.broadcast import Broadcast, close_from_thread
 from transports.webrtc.encoders import can_encode
+from transports.webrtc.offers import with_one_fingerprint
 from transports.webrtc.options import CODECS, WebRtcOptions, configuration
 from transports.webrtc.sessions import CONNECT_SECONDS, MAX_BYTES, SDP, Session
 from transports.webrtc.showing import show
@@ -166,7 +167,7 @@ class WhipSink(LazySink):
             show(self.broadcast, session, self._options.codec, "sendonly")
             session.connected += [met.set, self._connected]
             await connection.setLocalDescription()
-            resource, answer = await self._post(client, connection.localDescription.sdp)
+            resource, answer = await self._post(client, with_one_fingerprint(connection.localDescription.sdp))
             await connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
             session.watch()
             await over.wait()
