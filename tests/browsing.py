@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +127,8 @@ class LiveHead(Program):
         return told
 
 
-@contextlib.contextmanager
-def browser(microphone: Path | None = None) -> Iterator:
+def open_chromium(playwright, microphone: Path | None = None):
     """Chromium; microphone: a WAV file that is heard by it, over and over."""
-    from playwright.sync_api import sync_playwright
-
     flags = [
         "--no-sandbox",
         "--autoplay-policy=no-user-gesture-required",
@@ -142,12 +139,16 @@ def browser(microphone: Path | None = None) -> Iterator:
     ]
     if microphone is not None:
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, handle_sigterm=False)
-        try:
-            yield opened
-        finally:
-            opened.close()
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=flags, handle_sigterm=False)
+
+
+def open_firefox(playwright, **preferences):
+    """Debian's own Firefox as it comes, over WebDriver BiDi. What it is told beside Playwright's own preferences: it may
+    have the microphone, which is a tone that it makes itself."""
+    told = {"media.navigator.streams.fake": True, "media.navigator.permission.disabled": True}
+    return playwright.firefox.launch(
+        channel="moz-firefox", executable_path=FIREFOX, firefox_user_prefs=told | preferences, handle_sigterm=False
+    )
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:

@@ -16,7 +16,19 @@ from urllib.parse import urljoin
 
 import numpy as np
 import pytest
-from browsing import CLIENTS, HERE, PATIENCE, SHOWN, LiveHead, Program, browser, needs, probe, write_wav
+from browsing import (
+    CLIENTS,
+    HERE,
+    PATIENCE,
+    SHOWN,
+    LiveHead,
+    Program,
+    needs,
+    open_chromium,
+    open_firefox,
+    probe,
+    write_wav,
+)
 from PIL import Image
 from reverse_proxy import ReverseProxy
 
@@ -38,17 +50,34 @@ def voice(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium(voice):
-    needs("chromium")
-    with browser(voice) as opened:
+def playwright():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def chromium(voice, request):
+    needs("chromium")
+    opened = open_chromium(request.getfixturevalue("playwright"), voice)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def firefox(request):
+    needs("firefox")
+    opened = open_firefox(request.getfixturevalue("playwright"))
+    yield opened
+    opened.close()
 
 
 class Page:
     """A page that is measured. problems: what its console complained of; hosts: whom it asked."""
 
-    def __init__(self, chromium, **context) -> None:
-        self.context = chromium.new_context(**context)
+    def __init__(self, browser, **context) -> None:
+        self.context = browser.new_context(**context)
         self.context.add_init_script(MEASURE)
         self.page = self.context.new_page()
         self.page.set_default_timeout(1000 * PATIENCE)
@@ -168,6 +197,59 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
     assert int(picture["nb_read_frames"]) == pytest.approx(45 * float(picture["duration"]), abs=1)
     assert float(picture["start_time"]) == pytest.approx(float(sound["start_time"]), abs=0.045)
     assert float(picture["duration"]) == pytest.approx(float(sound["duration"]), abs=0.1)
+
+
+def test_firefox_plays_speaks_and_is_heard(firefox, head, tmp_path, assets):
+    """Debian's Firefox as it comes: mDNS names for addresses, the voice within the bundle of the picture only."""
+    before = head.get("/state")["portrait"]
+    with Page(firefox) as viewer:
+        page = viewer.page
+        page.goto(head.address)
+        viewer.shows()
+        figures = viewer.play()
+        keep("firefox", figures)
+        viewer.picture("firefox")
+        check_stream(figures)
+        assert figures["codec"] == ["video/VP8", "audio/opus"]
+        head.wait_until(lambda told: told["viewers"] == 1)
+        page.wait_for_selector("#fps:text('fps')")
+
+        page.click("#speak")  # its microphone is a tone
+        head.wait_until(lambda told: told["speakers"] == 1 and told["guest"])
+        page.wait_for_selector("#speak-label:text('Stop')")
+        # without a sound device Firefox gives a page no level of the microphone, by which it tells these apart
+        page.wait_for_selector("#state:text-matches('^(You are speaking|Listening to you)$')")
+        viewer.picture("firefox-speaking")
+        page.click("#speak")
+        head.wait_until(lambda told: told["speakers"] == 0 and not told["guest"])
+
+        page.set_input_files("#recording", tone(tmp_path / "tone.wav", 20))
+        page.wait_for_selector("#state:text('Speaking your file')")
+        head.wait_until(lambda told: told["guest"])
+        viewer.picture("firefox-file")
+        page.click("#hush")
+        page.wait_for_selector("#tell:text('Speak a file')")
+        head.wait_until(lambda told: not told["guest"] and told["resting"])
+        page.click("#again")
+        head.wait_until(lambda told: told["speaking"])
+
+        other = next(name for name in ("bo", "chidi") if name != before)
+        page.click(f'[data-name="{other}"]')
+        page.wait_for_selector(f'[data-name="{other}"][aria-checked=true][aria-busy=false]')
+        assert head.get("/state")["portrait"] == other
+        page.fill("#intensity", "1.5")
+        head.wait_until(lambda told: told["intensity"] == 1.5)
+        page.fill("#intensity", "1")
+        head.wait_until(lambda told: told["intensity"] == 1)
+        page.set_input_files("#file", assets / "portraits" / "dalia.jpg")
+        page.check("#consent")
+        page.click("#upload-use")
+        page.wait_for_selector('[data-name="uploaded"][aria-checked=true]')
+        viewer.picture("firefox-uploaded")
+        assert not viewer.problems
+        assert viewer.hosts == {head.address}
+    head.wait_until(lambda told: told["viewers"] == 0)
+    assert "Traceback" not in head.said()
 
 
 SIZES = [(320, 568), (360, 640), (375, 667), (480, 320), (568, 320), (600, 400), (667, 375), (800, 600), (812, 375),

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import shutil
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field

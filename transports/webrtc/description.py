@@ -175,7 +175,7 @@ def write_section(section: Section, mid: str, transport: Transport, direction: s
         lines += _parameters(section.values("fmtp"), payload)
     lines += [f"a=ice-ufrag:{transport.ufrag}", f"a=ice-pwd:{transport.password}"]
     lines += [f"a=fingerprint:{' '.join(each.split())}" for each in transport.fingerprints]
-    # A peer that would do either is given the client's role (RFC 9725 section 4.3.1): aiortc's client side takes no RSA
+    # A peer that would do either is given the client's role (RFC 8842 section 5.3): aiortc's client side takes no RSA
     # certificate, as GStreamer has one, and its server side takes all.
     lines.append(f"a=setup:{'passive' if transport.setup == 'passive' else 'active'}")
     return "".join(f"{line}\r\n" for line in lines)
