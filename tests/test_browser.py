@@ -4,7 +4,9 @@
 .cache/browser.
 """
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -73,6 +75,11 @@ def firefox(request):
     opened.close()
 
 
+#: By its hash, a style that Playwright puts into a page for a moment to take a picture of it in Firefox: the page's
+#: policy forbids it, rightly, and Firefox says so.
+OF_A_PICTURE = base64.b64encode(hashlib.sha256(b"body {}").digest()).decode()
+
+
 class Page:
     """A page that is measured. problems: what its console complained of; hosts: whom it asked."""
 
@@ -84,7 +91,7 @@ class Page:
         self.problems: list[str] = []
         self.hosts: set[str] = set()
         self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("pageerror", lambda error: OF_A_PICTURE in str(error) or self.problems.append(str(error)))
         self.page.on("request", lambda asked: self.hosts.add("/".join(asked.url.removeprefix("blob:").split("/")[:3])))
 
     def __enter__(self) -> "Page":
