@@ -1346,7 +1346,11 @@ def test_this_machines_addresses_need_none(host):
         ("[server]\nport = 70000", "config.toml: server.port = 70000: give a whole number from 0"),
         ("[webrtc]\ncodecs = ['av1']", "config.toml: webrtc.codecs = ['av1']: give a list of vp8, h264"),
         ("[webrtc]\ncodecs = []", "config.toml: webrtc.codecs = []: give a list"),
-        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']\nspeakers = 0", "config.toml: webrtc.speakers = 0"),
+        (
+            "[webrtc]\nice_servers = ['turn:host']\nturn_password = 'secret-word'\nspeakers = 0",
+            "config.toml: webrtc.speakers = 0",
+        ),
+        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']", "config.toml: webrtc.ice_servers = ***: give a list of stun"),
         ("[webrtc]\nice_servers = ['http://secret-word']", "config.toml: webrtc.ice_servers = ***: give a list"),
         ("[log]\nlevel = 'loud'", "config.toml: log.level = 'loud': give debug, info"),
     ],
@@ -1360,7 +1364,8 @@ def test_settings_that_cannot_be_are_named_and_secrets_are_not(text, told):
 
 
 def test_secrets_are_in_no_representation():
-    settings = load_settings({"server.token": TOKEN, "webrtc.ice_servers": "turn:me:secret-word@host:1"})
+    turn = {"webrtc.ice_servers": "turn:host:1", "webrtc.turn_username": "me", "webrtc.turn_password": "secret-word"}
+    settings = load_settings({"server.token": TOKEN} | turn)
     assert TOKEN not in repr(settings) and "secret-word" not in repr(settings)
 
 
