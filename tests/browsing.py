@@ -27,6 +27,11 @@ CLIENTS = HERE / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
 PATIENCE = 40.0
+#: Of Debian: GStreamer's webrtcbin, what it needs, and its bindings for the system's Python. install.sh names them too.
+GSTREAMER = (
+    "python3-gi", "gir1.2-gst-plugins-bad-1.0", "gstreamer1.0-plugins-bad", "gstreamer1.0-plugins-good",
+    "gstreamer1.0-nice", "gstreamer1.0-libav",
+)  # fmt: skip
 
 
 def needs(*what: str) -> None:
@@ -35,11 +40,8 @@ def needs(*what: str) -> None:
         "chromium": CHROMIUM is None and "there is no Chromium: sudo apt-get install chromium",
         "firefox": FIREFOX is None and "there is no Firefox: sudo apt-get install firefox-esr",
         "node": shutil.which("node") is None and "there is no Node.js: sudo apt-get install npm",
-        "whip-client": shutil.which("whip-client") is None
-        and "GStreamer's client is not there: sudo apt-get install simple-whip-client",
         "gstreamer": not _has_webrtcbin()
-        and "GStreamer's webrtcbin is not there: sudo apt-get install python3-gi gir1.2-gst-plugins-bad-1.0 "
-        "gstreamer1.0-nice gstreamer1.0-libav",
+        and f"GStreamer's webrtcbin is not there: sudo apt-get install {' '.join(GSTREAMER)}",
         "clients": not CLIENTS.is_dir() and "others' clients are not there: npm ci --prefix tests/browser",
         "ffprobe": shutil.which("ffprobe") is None and "there is no ffprobe: sudo apt-get install ffmpeg",
     }
@@ -51,9 +53,17 @@ def needs(*what: str) -> None:
 @functools.cache
 def _has_webrtcbin() -> bool:
     """Whether Debian's own Python reaches GStreamer's WebRTC."""
-    look = "import gi; gi.require_version('GstWebRTC', '1.0'); from gi.repository import Gst, GstWebRTC; Gst.init(None); "
-    look += "raise SystemExit(not all(map(Gst.ElementFactory.find, ('webrtcbin', 'nicesrc', 'avdec_h264'))))"
-    return subprocess.run(["/usr/bin/python3", "-c", look], capture_output=True, timeout=PATIENCE).returncode == 0
+    look = """
+import gi
+gi.require_version("GstWebRTC", "1.0")
+from gi.repository import Gst, GstWebRTC
+Gst.init(None)
+raise SystemExit(not all(map(Gst.ElementFactory.find, ("webrtcbin", "nicesrc", "srtpdec", "avdec_h264", "vp8dec"))))
+"""
+    return (
+        Path("/usr/bin/python3").is_file()
+        and subprocess.run(["/usr/bin/python3", "-c", look], capture_output=True, timeout=PATIENCE).returncode == 0
+    )
 
 
 class Program:
@@ -143,8 +153,8 @@ def open_chromium(playwright, microphone: Path | None = None):
 
 
 def open_firefox(playwright, **preferences):
-    """Debian's own Firefox as it comes, over WebDriver BiDi. What it is told beside Playwright's own preferences: it may
-    have the microphone, which is a tone that it makes itself."""
+    """Debian's own Firefox, over WebDriver BiDi. What it is told beside Playwright's preferences: it may have the
+    microphone, which is a tone that it makes itself."""
     told = {"media.navigator.streams.fake": True, "media.navigator.permission.disabled": True}
     return playwright.firefox.launch(
         channel="moz-firefox", executable_path=FIREFOX, firefox_user_prefs=told | preferences, handle_sigterm=False

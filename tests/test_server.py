@@ -1350,7 +1350,7 @@ def test_this_machines_addresses_need_none(host):
             "[webrtc]\nice_servers = ['turn:host']\nturn_password = 'secret-word'\nspeakers = 0",
             "config.toml: webrtc.speakers = 0",
         ),
-        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']", "config.toml: webrtc.ice_servers = ***: give a list of stun"),
+        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']", "config.toml: webrtc.ice_servers = ***: give a list"),
         ("[webrtc]\nice_servers = ['http://secret-word']", "config.toml: webrtc.ice_servers = ***: give a list"),
         ("[log]\nlevel = 'loud'", "config.toml: log.level = 'loud': give debug, info"),
     ],

@@ -59,7 +59,8 @@ def test_the_answer_has_what_the_drafts_ask():
         kinds = re.findall(r"(?m)^a=msid:(\S+)", text)
         assert len(kinds) == 2 and len(set(kinds)) == 1, "one stream, so that a browser keeps lips and voice together"
 
-    options = WebRtcOptions(ice_servers=("stun:127.0.0.1:9", "turn:127.0.0.1:9"), turn_username='1:m"e', turn_password="p@ss")
+    servers = "stun:127.0.0.1:9", "turn:127.0.0.1:9"
+    options = WebRtcOptions(ice_servers=servers, turn_username='1:m"e', turn_password="p@ss")
     with pytest.MonkeyPatch.context() as patch:  # nobody is at these addresses, which takes seconds to find out
         patch.setattr(Session, "gather", lambda session: session.connection.setLocalDescription())
         run(test, options)
@@ -399,7 +400,7 @@ def test_nothing_stays_of_viewers_that_come_and_go():
         ({"ice_servers": ("turns:example.org?transport=udp",)}, "leave .transport=udp out"),
         ({"ice_servers": ("turn:example.org?transport=tls",)}, "give stun:HOST:PORT"),
         ({"ice_servers": ("stun:example.org",), "turn_password": "secret"}, "no TURN server"),
-        ({"ice_servers": ("turn:a",), "turn_username": "a\nb", "turn_password": "secret"}, "turn_username: it is longer"),
+        ({"ice_servers": ("turn:a",), "turn_username": "a\nb", "turn_password": "secret"}, "turn_username: it"),
         ({"ice_servers": ("turn:a",), "turn_username": "a", "turn_password": "secret" * 100}, "turn_password: it is"),
     ],
 )

@@ -18,8 +18,8 @@ Gst.init(None)
 url, codecs = sys.argv[1], sys.argv[2:]
 CAPS = {
     "VP8": "application/x-rtp,media=video,encoding-name=VP8,payload=101,clock-rate=90000",
-    "H264": "application/x-rtp,media=video,encoding-name=H264,payload=102,clock-rate=90000,packetization-mode=(string)1,"
-    "profile-level-id=(string)42e01f",
+    "H264": "application/x-rtp,media=video,encoding-name=H264,payload=102,clock-rate=90000,"
+    "packetization-mode=(string)1,profile-level-id=(string)42e01f",
     "OPUS": "application/x-rtp,media=audio,encoding-name=OPUS,payload=111,clock-rate=48000,encoding-params=(string)2",
 }
 DECODE = {
