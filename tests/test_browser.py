@@ -309,6 +309,51 @@ def test_a_peer_says_goodbye_only_when_its_session_has_ended(chromium, head):
         assert not viewer.problems
 
 
+MEET = """async ([url, parts]) => {
+    const peer = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+    for (const [kind, direction, codec] of parts) {
+        if (kind === "data") { peer.createDataChannel("any"); continue; }
+        const transceiver = peer.addTransceiver(kind, { direction });
+        const known = RTCRtpReceiver.getCapabilities(kind).codecs;
+        if (codec) transceiver.setCodecPreferences(known.filter((each) => each.mimeType.endsWith(codec)));
+    }
+    await peer.setLocalDescription();
+    await new Promise((done) => setTimeout(done, 300));
+    const body = peer.localDescription.sdp, headers = { "Content-Type": "application/sdp" };
+    const response = await fetch(url, { method: "POST", headers, body });
+    const answer = await response.text();
+    if (!response.ok) throw Error(answer);
+    await peer.setRemoteDescription({ type: "answer", sdp: answer });
+    while (peer.connectionState !== "connected") {
+        if (peer.connectionState === "failed") throw Error(`it failed: ${answer}`);
+        await new Promise((done) => setTimeout(done, 50));
+    }
+    const directions = peer.getTransceivers().map((each) => each.currentDirection);
+    await fetch(new URL(response.headers.get("Location"), url), { method: "DELETE" });
+    peer.close();
+    return directions;
+}"""
+
+
+@pytest.mark.parametrize("name", ["chromium", "firefox"])
+def test_a_browser_connects_though_parts_are_refused(request, head, name):
+    """Also the part that leads the bundle, whose transport is that of all."""
+    data, watch = ["data"], [["video", "recvonly"], ["audio", "recvonly"]]
+    cases = [
+        ("/whip", [["video", "sendonly", "AV1"], ["audio", "sendonly"]], ["sendonly"]),
+        ("/whip", [["audio", "sendonly", "PCMU"]], ["sendonly"]),
+        ("/whep", [data, *watch], ["recvonly", "recvonly"]),
+        ("/whep", [["audio", "recvonly", "G722"], ["video", "recvonly"]], ["recvonly"]),
+        ("/whep", [*watch, ["video", "recvonly"]], ["recvonly", "recvonly"]),
+    ]
+    with Page(request.getfixturevalue(name)) as viewer:
+        viewer.page.goto(f"{head.address}/?view=clean")
+        for path, parts, expected in cases:
+            met = viewer.page.evaluate(MEET, [head.address + path, parts])
+            # what is refused is stopped or gone, and inactive in Firefox
+            assert [each for each in met if each not in ("stopped", "inactive", None)] == expected, (path, parts, met)
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """A head that says a word every other moment, for tests that leave it as it was but for its portrait."""

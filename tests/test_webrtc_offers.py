@@ -101,6 +101,8 @@ def check_answer(offered: str, answer: str) -> list[str]:
             continue
         accepted += values(ours_, "mid")
         assert {each.split()[0] for each in values(ours_, "rtpmap")} == set(formats_)
+        for name in ("fmtp", "rtcp-fb"):
+            assert {each.split()[0] for each in values(ours_, name)} <= set(formats_)
         assert len(values(ours_, "ice-ufrag")) == len(values(ours_, "ice-pwd")) == 1
         assert [each.split()[0] for each in values(ours_, "fingerprint")] == ["sha-256"]
         setup = (values(theirs_, "setup") or values(told, "setup") or ["actpass"])[0]
@@ -200,7 +202,7 @@ SHAPES: dict[str, tuple[str, Change, str, list[str]]] = {
     "chromium watches with data": ("chromium-watch-data-first", same, "/whep", [TAKEN, TAKEN, REFUSED]),
     "chromium": ("chromium-send", same, "/whip", [TAKEN, INACTIVE]),
     "simulcast": ("chromium-simulcast", same, "/whip", [TAKEN, INACTIVE]),
-    "av1 leads the bundle": ("chromium-av1-first", same, "/whip", [REFUSED, TAKEN]),
+    "av1 leads the bundle": ("chromium-av1-first", same, "/whip", [INACTIVE, TAKEN]),
     "pcmu": ("chromium-pcmu", same, "/whip", [TAKEN]),
     # of each kind
     "audio only": ("obs", both(only(0), swap("BUNDLE 0 1", "BUNDLE 0")), "/whip", [TAKEN]),
