@@ -19,10 +19,12 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 from aiortc import RTCSessionDescription
 
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.webrtc.answers import read_answer
 from transports.webrtc.broadcast import Broadcast, close_from_thread
 from transports.webrtc.encoders import can_encode
 from transports.webrtc.offers import with_one_fingerprint
 from transports.webrtc.options import CODECS, WebRtcOptions
+from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import CONNECT_SECONDS, MAX_BYTES, SDP, Session
 from transports.webrtc.showing import show
 
@@ -152,6 +154,8 @@ class WhipSink(LazySink):
                     reason = "the connection was lost"
                 except _Failed as failure:
                     reason, after = str(failure), failure.after
+                except Refusal as refusal:
+                    reason = f"its answer cannot be taken: {refusal}"
                 except (ClientError, TimeoutError, OSError) as error:
                     reason = " ".join(str(error).split()) or "no answer in time"
                 except Exception as error:  # an answer that aiortc cannot make sense of
@@ -174,8 +178,12 @@ class WhipSink(LazySink):
             show(self.broadcast, session, self._options.codec, "sendonly")
             session.connected += [met.set, self._connected]
             await session.gather()
-            resource, answer = await self._post(client, with_one_fingerprint(connection.localDescription.sdp))
-            await connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+            offer = with_one_fingerprint(connection.localDescription.sdp)
+            resource, text = await self._post(client, offer)
+            answer = read_answer(text, offer)
+            session.routes = answer.routes
+            await connection.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
+            await session.add(answer.candidates)
             session.watch()
             await over.wait()
             if not met.is_set():
