@@ -153,14 +153,16 @@ def test_libdatachannel_watches(packets, order):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("codecs", [("VP8", "OPUS"), ("OPUS", "H264"), ("VP8",)])
-def test_gstreamer_watches(codecs):
-    """webrtcbin, in Debian's Python."""
+@pytest.mark.parametrize("setup, codecs", [("actpass", ("VP8", "OPUS")), ("passive", ("OPUS", "H264"))])
+def test_gstreamer_watches(setup, codecs):
+    """webrtcbin, in Debian's Python. Its certificate is of RSA."""
     needs("gstreamer")
 
     async def main():
         async with place() as (broadcast, _, _, url):
-            async with running("/usr/bin/python3", HERE / "gstreamer_watch.py", f"{url}/whep", *codecs) as client:
+            async with running(
+                "/usr/bin/python3", HERE / "gstreamer_watch.py", f"{url}/whep", setup, *codecs
+            ) as client:
                 await client.waits(client.has_media)
                 assert broadcast.viewers == 1
             assert client.process.returncode == 0, client.lines

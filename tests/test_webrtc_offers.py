@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aioice import stun
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -694,3 +695,69 @@ def test_whatever_is_sent_gets_an_answer_or_a_refusal_and_nothing_stays(caplog):
 
     at(test)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+# --- ICE servers
+
+
+class Stun(asyncio.DatagramProtocol):
+    """A STUN server that says of everybody that they are at 203.0.113.7:7007."""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, address):
+        asked = stun.parse_message(data)
+        told = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, asked.transaction_id)
+        told.attributes["XOR-MAPPED-ADDRESS"] = ("203.0.113.7", 7007)
+        self.transport.sendto(bytes(told), address)
+
+
+def test_the_head_asks_the_first_stun_server_that_it_can():
+    """Not the one that is named by an IPv6 address, which aioice cannot."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Stun, ("127.0.0.1", 0))
+        port = transport.get_extra_info("sockname")[1]
+        broadcast = Broadcast(WebRtcOptions(ice_servers=("stun:[::1]:9", f"stun:127.0.0.1:{port}", "stun:127.0.0.1:9")))
+        async with Head([broadcast]).live(), serving(*whep_routes(broadcast)) as (client, url):
+            status, headers, text = await post(client, f"{url}/whep", OFFERS["pion-watch"])
+            assert status == 201 and "203.0.113.7 7007 typ srflx" in text
+            assert len(headers.getall("Link")) == 3
+            await broadcast.aclose()
+        transport.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "url, expected",
+    [
+        ("turn:[::1]:3478", (("::1", 3478), "udp", False)),
+        ("turn:example.org?transport=tcp", (("example.org", 3478), "tcp", False)),
+        ("turns:example.org", (("example.org", 5349), "tcp", True)),
+    ],
+)
+def test_a_turn_server_is_asked_with_user_and_password_apart(url, expected, monkeypatch):
+    """What aioice is told. coturn itself is no part of the tests, as Debian starts it where it is installed."""
+    asked = []
+
+    async def relayed(**told):
+        asked.append(told)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr("aioice.ice.relayed_candidate", relayed)
+    user = "1700000000:bob"
+    options = WebRtcOptions(ice_servers=(url,), turn_username=user, turn_password="s3cr@t")
+
+    async def main():
+        broadcast = Broadcast(options)
+        async with Head([broadcast]).live(), serving(*whep_routes(broadcast)) as (client, address):
+            assert (await post(client, f"{address}/whep", OFFERS["pion-watch"]))[0] == 201
+            await broadcast.aclose()
+
+    asyncio.run(main())
+    (told,) = asked
+    assert (told["turn_server"], told["turn_transport"], told["turn_ssl"]) == expected
+    assert (told["turn_username"], told["turn_password"]) == (user, "s3cr@t")

@@ -1,5 +1,7 @@
-"""A WHEP client on GStreamer's webrtcbin: python3 gstreamer_watch.py URL CODEC [CODEC...]. It runs in the system's own
-Python, which has GStreamer's bindings. It prints a line of JSON for all that happens, and goes at the end of its input.
+"""A WHEP client on GStreamer's webrtcbin: python3 gstreamer_watch.py URL SETUP CODEC [CODEC...]. SETUP: what its offer
+says for a=setup, "actpass" as it is; with "passive" its certificate, which is of RSA, is the DTLS server's. It runs in
+the system's own Python, which has GStreamer's bindings. It prints a line of JSON for all that happens, and goes at the
+end of its input.
 """
 
 import json
@@ -15,7 +17,7 @@ gi.require_version("GstSdp", "1.0")
 from gi.repository import GLib, Gst, GstSdp, GstWebRTC  # noqa: E402
 
 Gst.init(None)
-url, codecs = sys.argv[1], sys.argv[2:]
+url, setup, codecs = sys.argv[1], sys.argv[2], sys.argv[3:]
 CAPS = {
     "VP8": "application/x-rtp,media=video,encoding-name=VP8,payload=101,clock-rate=90000",
     "H264": "application/x-rtp,media=video,encoding-name=H264,payload=102,clock-rate=90000,"
@@ -54,6 +56,7 @@ def added(_, pad):
 
 
 def post(sdp):
+    sdp = sdp.replace("a=setup:actpass", f"a=setup:{setup}")
     request = urllib.request.Request(url, sdp.encode(), {"Content-Type": "application/sdp"})
     try:
         with urllib.request.urlopen(request, timeout=10) as response:

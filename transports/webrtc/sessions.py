@@ -18,6 +18,7 @@ from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSess
 
 from transports.webrtc.candidates import Allowance, is_name, read_candidate
 from transports.webrtc.description import unreadable
+from transports.webrtc.dtls import take_rsa
 from transports.webrtc.ice_servers import IceServer
 from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
 from transports.webrtc.refusals import Refusal
@@ -41,6 +42,7 @@ class Session:
         self.id, self.etag = secrets.token_urlsafe(16), f'"{secrets.token_hex(8)}"'
         # without servers of its own, aiortc would ask one of its makers' choice
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        take_rsa(self.connection)
         self._servers = servers
         self.ended: list[Callable[[], None]] = []
         self.connected: list[Callable[[], None]] = []
