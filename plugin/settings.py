@@ -373,7 +373,11 @@ class _Environment(EnvSettingsSource):
 
 
 def _split(value: Any) -> Any:
-    return value.strip("[] ").split(",") if isinstance(value, str) else value
+    """The items of a list that is written a,b,c or [a,b,c]; one may end in a bracket of its own."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
 
 
 def describe(setting: str) -> str:

@@ -1336,6 +1336,24 @@ def test_this_machines_addresses_need_none(host):
     assert load_settings({"server.host": host}).server.is_local
 
 
+def test_the_page_is_told_the_ice_servers_with_user_and_password(caplog):
+    given = {
+        "webrtc__ice_servers": "stun:a.example:1,turn:b.example?transport=tcp,turns:[::1]",
+        "webrtc__turn_username": "1700000000:bob",
+        "webrtc__turn_password": "s3cr@t",
+    }
+
+    async def look():
+        async with serving(**given) as served, served.client.get(served.url + "/state") as answer:
+            return (await answer.json())["ice_servers"], served.told
+
+    servers, told = live(look())
+    secret = {"username": "1700000000:bob", "credential": "s3cr@t"}
+    turn = [{"urls": url, **secret} for url in ("turn:b.example?transport=tcp", "turns:[::1]")]
+    assert servers == [{"urls": "stun:a.example:1"}, *turn]
+    assert "s3cr@t" not in caplog.text + " ".join(told)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
