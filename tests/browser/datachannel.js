@@ -56,7 +56,12 @@ peer.onGatheringStateChange(async (state) => {
   tell({ status: response.status, text });
   if (response.status !== 201) process.exit(1);
   session = new URL(response.headers.get("Location"), url);
-  peer.setRemoteDescription(text, "answer");
+  try {
+    peer.setRemoteDescription(text, "answer");
+  } catch (error) {
+    tell({ refused: String(error) });
+    throw error;
+  }
 });
 peer.setLocalDescription("offer");
 setInterval(() => tell({ counts }), 200);
