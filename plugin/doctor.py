@@ -261,7 +261,7 @@ def config_check(config: Path | None) -> bool:
     from plugin.adapters import check_sink_names, check_source_name, make_sinks, make_source
     from plugin.render import check_clip_paths, check_record
     from plugin.settings import check_server
-    from transports.webrtc.options import WebRtcOptions, ice_servers
+    from transports.webrtc.options import WebRtcOptions
 
     problems: dict[str, None] = {}  # several looks may find the same
     try:
@@ -274,7 +274,7 @@ def config_check(config: Path | None) -> bool:
         ("live.outputs", lambda known: check_sink_names(known) or make_sinks(known)),
         ("server.host", check_server),
         ("webrtc.codecs", lambda known: known.server.enabled and WebRtcOptions(known.webrtc.codecs)),
-        ("webrtc.ice_servers", lambda known: known.server.enabled and ice_servers(known.webrtc.ice_servers)),
+        ("webrtc.ice_servers", lambda known: known.server.enabled and _servers(known)),
         ("head.portrait", check_portrait),
         ("engine.weights", check_weights),
         ("live.record", check_record),
@@ -295,6 +295,13 @@ def config_check(config: Path | None) -> bool:
         path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
         print(f"{path}: every setting can be used" if path else "there is no config.toml here: all defaults")
     return not problems
+
+
+def _servers(settings: Settings) -> None:
+    """Raises TransportError."""
+    from transports.webrtc.ice_servers import ice_servers
+
+    ice_servers(settings.webrtc.ice_servers, settings.webrtc.turn_username, settings.webrtc.turn_password)
 
 
 def _placed(problem: str, setting: str, value: object, place: str) -> str:

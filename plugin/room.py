@@ -29,7 +29,6 @@ from plugin.run import Show, Studio
 from plugin.settings import Real
 from transports.media import Replayable
 from transports.webrtc.broadcast import Broadcast
-from transports.webrtc.options import ice_servers
 from transports.webrtc.whep import whep_routes
 from transports.webrtc.whip import Speakers, whip_routes
 from transports.websocket import SpeechSockets
@@ -246,10 +245,10 @@ class Room:
                 "late": figures["frames_late"],
                 **self.peers(),
                 "ice_servers": [
-                    {"urls": each.urls, "username": each.username, "credential": each.credential}
-                    if each.username
-                    else {"urls": each.urls}
-                    for each in ice_servers(self.options.ice_servers)
+                    {"urls": each.url, "username": each.username, "credential": each.password}
+                    if each.is_turn
+                    else {"urls": each.url}
+                    for each in self.options.servers()
                 ],
                 "problems": [problem for problem in show.problems.values() if problem],
             }

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from engine.errors import InputError
+from transports.webrtc.ice_servers import FORMS, read_ice_server
 
 ENV_PREFIX = "IFMDM_"
 ENV_DELIMITER = "__"
@@ -69,7 +70,11 @@ Real = Annotated[float, _NUMBER]
 #: Settings that are lists, written a,b,c on the command line and in the environment.
 _LISTS = ("head.pose", "live.outputs", "server.origins", "webrtc.codecs", "webrtc.ice_servers", "whip.ice_servers")
 #: Settings whose value is never shown.
-_SECRETS = ("server.token", "whip.token", "webrtc.ice_servers", "whip.ice_servers")
+#: That of ice_servers is among them, as it is where other programs have a password.
+_SECRETS = (
+    "server.token", "whip.token", "webrtc.ice_servers", "webrtc.turn_password", "whip.ice_servers",
+    "whip.turn_password",
+)  # fmt: skip
 
 _BACKSLASH = (
     "a backslash between \"...\" begins a special character: write the path between '...', or with / in place of \\"
@@ -105,9 +110,11 @@ def _origin(value: str) -> str:
 
 
 def _ice_server(value: str) -> str:
-    if value.partition(":")[0] not in ("stun", "stuns", "turn", "turns"):
-        raise ValueError("not an ICE server")
+    read_ice_server(value)
     return value
+
+
+_ICE_SERVERS = f"a list of {FORMS}; a user and a password go into turn_username and turn_password"
 
 
 class SettingsError(InputError):
@@ -183,9 +190,7 @@ class LiveSettings(BaseModel):
     latency: Literal["interactive", "balanced", "quality"] = Field(
         "balanced", description="interactive, balanced or quality"
     )
-    backlog: Annotated[float, _NUMBER] = Field(
-        30.0, ge=0.5, le=600, description="a number of seconds from 0.5 to 600"
-    )
+    backlog: Annotated[float, _NUMBER] = Field(30.0, ge=0.5, le=600, description="a number of seconds from 0.5 to 600")
     seconds: Seconds = Field(0.0, description="a number of seconds, 0 for until it is stopped")
 
 
@@ -284,7 +289,11 @@ class WebRtcSettings(BaseModel):
     viewers: Whole = Field(16, ge=1, le=1000, description="a whole number from 1 to 1000")
     speakers: Whole = Field(4, ge=1, le=100, description="a whole number from 1 to 100")
     ice_servers: Annotated[tuple[Annotated[str, AfterValidator(_ice_server)], ...], BeforeValidator(_names)] = Field(
-        (), repr=False, description="a list of stun:HOST:PORT or turn:USER:PASSWORD@HOST:PORT"
+        (), repr=False, description=_ICE_SERVERS
+    )
+    turn_username: str = Field("", description="the user of the TURN servers among ice_servers; none if there are none")
+    turn_password: str = Field(
+        "", repr=False, description="the password of the TURN servers among ice_servers; none if there are none"
     )
 
 
@@ -298,7 +307,11 @@ class WhipSettings(BaseModel):
     codec: Literal["h264", "vp8"] = Field("h264", description="h264 or vp8")
     bitrate: Whole = Field(2_000_000, ge=100_000, le=20_000_000, description="bits a second from 100000 to 20000000")
     ice_servers: Annotated[tuple[Annotated[str, AfterValidator(_ice_server)], ...], BeforeValidator(_names)] = Field(
-        (), repr=False, description="a list of stun:HOST:PORT or turn:USER:PASSWORD@HOST:PORT"
+        (), repr=False, description=_ICE_SERVERS
+    )
+    turn_username: str = Field("", description="the user of the TURN servers among ice_servers; none if there are none")
+    turn_password: str = Field(
+        "", repr=False, description="the password of the TURN servers among ice_servers; none if there are none"
     )
 
 
@@ -360,7 +373,11 @@ class _Environment(EnvSettingsSource):
 
 
 def _split(value: Any) -> Any:
-    return value.strip("[] ").split(",") if isinstance(value, str) else value
+    """The items of a list that is written a,b,c or [a,b,c]; one may end in a bracket of its own."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
 
 
 def describe(setting: str) -> str:

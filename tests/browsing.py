@@ -1,6 +1,7 @@
 """A real browser and real processes of ours, for the tests that need them."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,45 @@ ROOT = HERE.parent.parent
 SHOWN = ROOT / ".cache" / "browser"
 CLIENTS = HERE / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
 PATIENCE = 40.0
+#: Of Debian: GStreamer's webrtcbin, what it needs, and its bindings for the system's Python. install.sh names them too.
+GSTREAMER = (
+    "python3-gi", "gir1.2-gst-plugins-bad-1.0", "gstreamer1.0-plugins-bad", "gstreamer1.0-plugins-good",
+    "gstreamer1.0-nice", "gstreamer1.0-libav",
+)  # fmt: skip
 
 
 def needs(*what: str) -> None:
     """Skip a test whose machine lacks something, with the mend; fail where IFMDM_REQUIRE_BROWSER is set."""
     lacks = {
         "chromium": CHROMIUM is None and "there is no Chromium: sudo apt-get install chromium",
+        "firefox": FIREFOX is None and "there is no Firefox: sudo apt-get install firefox-esr",
+        "node": shutil.which("node") is None and "there is no Node.js: sudo apt-get install npm",
+        "gstreamer": not _has_webrtcbin()
+        and f"GStreamer's webrtcbin is not there: sudo apt-get install {' '.join(GSTREAMER)}",
         "clients": not CLIENTS.is_dir() and "others' clients are not there: npm ci --prefix tests/browser",
         "ffprobe": shutil.which("ffprobe") is None and "there is no ffprobe: sudo apt-get install ffmpeg",
     }
     for name in what:
         if lacks[name]:
             (pytest.fail if os.environ.get("IFMDM_REQUIRE_BROWSER") else pytest.skip)(lacks[name])
+
+
+@functools.cache
+def _has_webrtcbin() -> bool:
+    """Whether Debian's own Python reaches GStreamer's WebRTC."""
+    look = """
+import gi
+gi.require_version("GstWebRTC", "1.0")
+from gi.repository import Gst, GstWebRTC
+Gst.init(None)
+raise SystemExit(not all(map(Gst.ElementFactory.find, ("webrtcbin", "nicesrc", "srtpdec", "avdec_h264", "vp8dec"))))
+"""
+    return (
+        Path("/usr/bin/python3").is_file()
+        and subprocess.run(["/usr/bin/python3", "-c", look], capture_output=True, timeout=PATIENCE).returncode == 0
+    )
 
 
 class Program:
@@ -110,11 +137,8 @@ class LiveHead(Program):
         return told
 
 
-@contextlib.contextmanager
-def browser(microphone: Path | None = None) -> Iterator:
+def open_chromium(playwright, microphone: Path | None = None):
     """Chromium; microphone: a WAV file that is heard by it, over and over."""
-    from playwright.sync_api import sync_playwright
-
     flags = [
         "--no-sandbox",
         "--autoplay-policy=no-user-gesture-required",
@@ -125,12 +149,16 @@ def browser(microphone: Path | None = None) -> Iterator:
     ]
     if microphone is not None:
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, handle_sigterm=False)
-        try:
-            yield opened
-        finally:
-            opened.close()
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=flags, handle_sigterm=False)
+
+
+def open_firefox(playwright, **preferences):
+    """Debian's own Firefox, over WebDriver BiDi. What it is told beside Playwright's preferences: it may have the
+    microphone, which is a tone that it makes itself."""
+    told = {"media.navigator.streams.fake": True, "media.navigator.permission.disabled": True}
+    return playwright.firefox.launch(
+        channel="moz-firefox", executable_path=FIREFOX, firefox_user_prefs=told | preferences, handle_sigterm=False
+    )
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:

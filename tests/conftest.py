@@ -40,8 +40,8 @@ BESIDE = {
 #: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {
     "test_connections", "test_devices", "test_faults", "test_live", "test_process", "test_requests",
-    "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast", "test_webrtc_names",
-    "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
+    "test_server", "test_server_run", "test_sessions", "test_webrtc_broadcast", "test_webrtc_clients",
+    "test_webrtc_names", "test_webrtc_offers", "test_webrtc_publish", "test_webrtc_whep", "test_webrtc_whip",
 }  # fmt: skip
 #: The parts in which `make test` runs all modules, as it names them: `pytest -m`. The third are those left.
 PARTS = ("beside", "waiting", "not beside and not waiting")

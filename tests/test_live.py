@@ -971,7 +971,7 @@ def refused_by_config_check(text: str, told: str, capsys) -> str:
         ("[voice]\nfile = 'none.wav'", "none.wav: no such file"),
         ("[head]\nportrait = 'me.jpg'", "me.jpg: not a bundled portrait"),
         ("[webrtc]\ncodecs = ['vp8', 'vp8']\n[server]\nport = 0", "webrtc codecs 'vp8, vp8': give vp8, h264 or both"),
-        ("[webrtc]\nice_servers = ['turn:example.org']\n[server]\nport = 0", "ICE server 'turn:example.org': give"),
+        ("[webrtc]\nice_servers = ['turn:example.org']\n[server]\nport = 0", "ICE server 'turn:example.org': a TURN"),
         ("[engine]\nweights = '/nowhere'\n[server]\nport = 0", "/nowhere: no config.json; give one of research, clean"),
     ],
 )

@@ -1418,6 +1418,24 @@ def test_this_machines_addresses_need_none(host):
     assert load_settings({"server.host": host}).server.is_local
 
 
+def test_the_page_is_told_the_ice_servers_with_user_and_password(caplog):
+    given = {
+        "webrtc__ice_servers": "stun:a.example:1,turn:b.example?transport=tcp,turns:[::1]",
+        "webrtc__turn_username": "1700000000:bob",
+        "webrtc__turn_password": "s3cr@t",
+    }
+
+    async def look():
+        async with serving(**given) as served, served.client.get(served.url + "/state") as answer:
+            return (await answer.json())["ice_servers"], served.told
+
+    servers, told = live(look())
+    secret = {"username": "1700000000:bob", "credential": "s3cr@t"}
+    turn = [{"urls": url, **secret} for url in ("turn:b.example?transport=tcp", "turns:[::1]")]
+    assert servers == [{"urls": "stun:a.example:1"}, *turn]
+    assert "s3cr@t" not in caplog.text + " ".join(told)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -1428,7 +1446,11 @@ def test_this_machines_addresses_need_none(host):
         ("[server]\nport = 70000", "config.toml: server.port = 70000: give a whole number from 0"),
         ("[webrtc]\ncodecs = ['av1']", "config.toml: webrtc.codecs = ['av1']: give a list of vp8, h264"),
         ("[webrtc]\ncodecs = []", "config.toml: webrtc.codecs = []: give a list"),
-        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']\nspeakers = 0", "config.toml: webrtc.speakers = 0"),
+        (
+            "[webrtc]\nice_servers = ['turn:host']\nturn_password = 'secret-word'\nspeakers = 0",
+            "config.toml: webrtc.speakers = 0",
+        ),
+        ("[webrtc]\nice_servers = ['turn:me:secret-word@host']", "config.toml: webrtc.ice_servers = ***: give a list"),
         ("[webrtc]\nice_servers = ['http://secret-word']", "config.toml: webrtc.ice_servers = ***: give a list"),
         ("[log]\nlevel = 'loud'", "config.toml: log.level = 'loud': give debug, info"),
     ],
@@ -1442,7 +1464,8 @@ def test_settings_that_cannot_be_are_named_and_secrets_are_not(text, told):
 
 
 def test_secrets_are_in_no_representation():
-    settings = load_settings({"server.token": TOKEN, "webrtc.ice_servers": "turn:me:secret-word@host:1"})
+    turn = {"webrtc.ice_servers": "turn:host:1", "webrtc.turn_username": "me", "webrtc.turn_password": "secret-word"}
+    settings = load_settings({"server.token": TOKEN} | turn)
     assert TOKEN not in repr(settings) and "secret-word" not in repr(settings)
 
 

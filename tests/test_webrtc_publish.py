@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import time
 
 import pytest
@@ -21,8 +22,8 @@ class Studio:
     """A WHIP server that takes pictures too. script: what each POST gets, the last for all later ones: None is 201,
     else a function of the request."""
 
-    def __init__(self, *script, location="/sessions/{}"):
-        self.script, self.location = list(script) or [None], location
+    def __init__(self, *script, location="/sessions/{}", change=lambda text: text):
+        self.script, self.location, self.change = list(script) or [None], location, change
         self.requests, self.deleted, self.tokens = [], [], []
         self.peers: list[RTCPeerConnection] = []
         self.frames = {"audio": [], "video": []}
@@ -49,7 +50,7 @@ class Studio:
         await peer.setLocalDescription()
         headers = {"Location": self.location.format(len(self.peers))}
         return web.Response(
-            status=201, text=peer.localDescription.sdp, content_type="application/sdp", headers=headers
+            status=201, text=self.change(peer.localDescription.sdp), content_type="application/sdp", headers=headers
         )
 
     async def collect(self, track):
@@ -92,6 +93,66 @@ def test_a_server_gets_picture_and_voice_and_a_delete_at_the_end(codec, location
                 assert sink.connected and sink.check() == ""
             assert studio.deleted == ["1"]
             assert studio.tokens == ["Bearer secret"] * 2
+            await studio.close()
+
+    asyncio.run(main())
+
+
+def at_session_level(text: str) -> str:
+    """An answer with ICE, DTLS and the direction at session level."""
+    head, *parts = re.split(r"(?m)^(?=m=)", text)
+    shared = re.compile(r"(?m)^a=(?:ice-|fingerprint|setup|recvonly|candidate|end-of).*\r\n")
+    told = "".join(line for line in shared.findall(parts[0]) if "candidate" not in line)
+    kept = "".join(line for line in shared.findall(parts[0]) if "candidate:" in line)
+    first, *rest = [shared.sub("", part) for part in parts]
+    return head + told + first + kept + "".join(rest)
+
+
+ANSWERS = {
+    "no a=rtcp": lambda text: re.sub(r"a=rtcp:.*\r\n", "", text),
+    "no direction": lambda text: text.replace("a=recvonly\r\n", ""),
+    "at session level": at_session_level,
+    "no names": lambda text: re.sub(r"a=mid:.*\r\n", "", text),
+    "a name in c= and a=rtcp": lambda text: re.sub("IN IP4 0.0.0.0", "IN IP4 media.example.org", text),
+    "odd candidates": lambda text: text.replace(
+        "a=end-of", "a=candidate:1 1 udp 1 0.0.0.0 9 typ host\r\na=candidate:\r\na=end-of", 1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_of_all_shapes_are_understood(name):
+    async def main():
+        studio = Studio(change=ANSWERS[name])
+        async with serving(*studio.routes()) as (_, url), publishing(f"{url}/whip", codec="vp8") as sink:
+            await until(lambda: min(map(len, studio.frames.values())) > 3)
+            assert sink.connected and sink.check() == "" and sink.attempts == 1
+            await studio.close()
+
+    asyncio.run(main())
+
+
+def refuse(kind: str):
+    return lambda text: re.sub(rf"m={kind} \d+(.*\r\n)(?:[^m].*\r\n)*", rf"m={kind} 0\1a=inactive\r\n", text)
+
+
+def test_a_voice_that_is_refused_leaves_the_picture():
+    async def main():
+        studio = Studio(change=refuse("audio"))
+        async with serving(*studio.routes()) as (_, url), publishing(f"{url}/whip", codec="vp8") as sink:
+            await until(lambda: len(studio.frames["video"]) > 3)
+            assert sink.connected and not studio.frames["audio"]
+            await studio.close()
+
+    asyncio.run(main())
+
+
+def test_a_picture_that_is_refused_is_told():
+    async def main():
+        studio = Studio(change=refuse("video"))
+        async with serving(*studio.routes()) as (_, url), publishing(f"{url}/whip", codec="vp8") as sink:
+            await until(sink.check)
+            assert "the server refuses video" in sink.check() and "\n" not in sink.check()
             await studio.close()
 
     asyncio.run(main())

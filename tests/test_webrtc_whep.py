@@ -16,6 +16,7 @@ from transports.media import TransportError
 from transports.webrtc import sessions
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.sessions import Session
 from transports.webrtc.whep import whep_routes
 
 
@@ -52,15 +53,16 @@ def test_the_answer_has_what_the_drafts_ask():
         assert headers["Accept-Patch"] == "application/trickle-ice-sdpfrag"
         assert headers.getall("Link") == [
             '<stun:127.0.0.1:9>; rel="ice-server"',
-            '<turn:127.0.0.1:9>; rel="ice-server"; username="me"; credential="pass"; credential-type="password"',
+            '<turn:127.0.0.1:9>; rel="ice-server"; username="1:m\\"e"; credential="p@ss"; credential-type="password"',
         ]
         assert text.count("a=sendonly") == 2 and "a=candidate" in text
         kinds = re.findall(r"(?m)^a=msid:(\S+)", text)
         assert len(kinds) == 2 and len(set(kinds)) == 1, "one stream, so that a browser keeps lips and voice together"
 
-    options = WebRtcOptions(ice_servers=("stun:127.0.0.1:9", "turn:me:pass@127.0.0.1:9"))
+    servers = "stun:127.0.0.1:9", "turn:127.0.0.1:9"
+    options = WebRtcOptions(ice_servers=servers, turn_username='1:m"e', turn_password="p@ss")
     with pytest.MonkeyPatch.context() as patch:  # nobody is at these addresses, which takes seconds to find out
-        patch.setattr("transports.webrtc.whep.configuration", lambda options: ALONE)
+        patch.setattr(Session, "gather", lambda session: session.connection.setLocalDescription())
         run(test, options)
 
 
@@ -382,8 +384,24 @@ def test_nothing_stays_of_viewers_that_come_and_go():
         ({"codecs": ("vp8", "vp8")}, "once"),
         ({"bitrate": 0}, "bitrate"),
         ({"ice_servers": ("stun.example.org",)}, "stun.example.org"),
-        ({"ice_servers": ("turn:example.org:3478",)}, "password"),
-        ({"ice_servers": ("turn:me:secret@",)}, "turn"),
+        ({"ice_servers": ("turn:example.org:3478",)}, "turn_username and turn_password"),
+        ({"ice_servers": ("turn:example.org:3478",), "turn_username": "me"}, "turn_username and turn_password"),
+        ({"ice_servers": ("turn:me:secret@host",)}, "turn_username and turn_password beside it"),
+        ({"ice_servers": ("turn:1700000000:bob:secret@host",)}, "give turn:HOST:PORT"),
+        ({"ice_servers": ("turn:me:secret@[::1]:3478",)}, "give turn:HOST:PORT"),
+        ({"ice_servers": ("stun://example.org:3478",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stuns:example.org",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:example.org:0",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:example.org:70000",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:[::g]:1",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:300.1.1.1:1",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:::1",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:example.org?transport=udp",)}, "has no .transport="),
+        ({"ice_servers": ("turns:example.org?transport=udp",)}, "leave .transport=udp out"),
+        ({"ice_servers": ("turn:example.org?transport=tls",)}, "give stun:HOST:PORT"),
+        ({"ice_servers": ("stun:example.org",), "turn_password": "secret"}, "no TURN server"),
+        ({"ice_servers": ("turn:a",), "turn_username": "a\nb", "turn_password": "secret"}, "turn_username: it"),
+        ({"ice_servers": ("turn:a",), "turn_username": "a", "turn_password": "secret" * 100}, "turn_password: it is"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(options, said):

@@ -175,7 +175,8 @@ def write_section(section: Section, mid: str, transport: Transport, direction: s
         lines += _parameters(section.values("fmtp"), payload)
     lines += [f"a=ice-ufrag:{transport.ufrag}", f"a=ice-pwd:{transport.password}"]
     lines += [f"a=fingerprint:{' '.join(each.split())}" for each in transport.fingerprints]
-    lines.append(f"a=setup:{transport.setup}")
+    # A peer that would do either is given the client's role (RFC 8842 section 5.3), in which most certificates do.
+    lines.append(f"a=setup:{'passive' if transport.setup == 'passive' else 'active'}")
     return "".join(f"{line}\r\n" for line in lines)
 
 

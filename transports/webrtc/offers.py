@@ -173,11 +173,28 @@ def _candidates(section: Section) -> tuple[RTCIceCandidate, ...]:
     return tuple(candidate for candidate in found if candidate is not None)
 
 
+def idle(offer: Offer, kept: Collection[Part]) -> dict[int, Part]:
+    """{BUNDLE group: the part that leads it}, where that is not kept and others of the group are. Its transport
+    is that of all, and libwebrtc cannot do without it (RFC 9143 section 7.3): such a part is answered as inactive, with
+    its own codecs, and nothing is ever sent for it."""
+    found = {}
+    for place, group in enumerate(offer.groups):
+        members = [part for mid in group for part in offer.parts if part.mid == mid and not _is_rejected(part.section)]
+        if any(part in kept for part in members) and members[0] not in kept and not members[0].fault:
+            found[place] = members[0]
+    return found
+
+
+def _shared(part: Part, leaders: dict[int, Part]) -> Transport:
+    leader = None if part.group is None else leaders.get(part.group)
+    return part.transport if leader is None else leader.transport
+
+
 def take(offer: Offer, kept: Collection[Part]) -> str:
     """The offer with nothing but the parts that are kept and without candidates, for aiortc."""
-    mids = {part.mid for part in kept}
+    mids, leaders = {part.mid for part in kept}, idle(offer, kept)
     sections = [
-        write_section(part.section, part.mid, part.transport, part.section.direction)
+        write_section(part.section, part.mid, _shared(part, leaders), part.section.direction)
         for part in sorted(kept, key=lambda part: part.index)
     ]
     groups = [[mid for mid in group if mid in mids] for group in offer.groups]
@@ -187,35 +204,60 @@ def take(offer: Offer, kept: Collection[Part]) -> str:
 def routes(offer: Offer, kept: Collection[Part]) -> dict[str, str]:
     """{mid of a part: mid of the part that is kept whose transport is the same}. Candidates of a bundle may be told in
     a part that is not kept."""
-    mids = {part.mid for part in kept}
-    found = {}
+    leaders, found = idle(offer, kept), {}
     for part in offer.parts:
         if part.group is None:
-            ends = [part.mid] if part.mid in mids else []
+            ends = [part] if part in kept else []
         else:
-            ends = [mid for mid in offer.groups[part.group] if mid in mids]
-        users = [each for each in offer.parts if each.mid in ends[:1] and each.transport.ufrag == part.transport.ufrag]
-        if users:
-            found[part.mid] = users[0].mid
+            ends = [each for mid in offer.groups[part.group] for each in kept if each.mid == mid]
+        if ends and _shared(ends[0], leaders).ufrag == part.transport.ufrag:
+            found[part.mid] = ends[0].mid
     return found
+
+
+def with_one_fingerprint(text: str) -> str:
+    """A description by aiortc, which has a fingerprint for each of three hashes, with that for SHA-256 alone, as
+    browsers have it. libdatachannel 0.24 takes the last of several, and where DTLS comes before it has read the answer,
+    as in a local network, holds the hash of another against it."""
+    return re.sub(r"(?m)^a=fingerprint:(?!sha-256 ).*\r\n", "", text)
 
 
 def answer(offer: Offer, kept: Collection[Part], made: str) -> str:
     """aiortc's answer to what was kept, with the other parts refused in their places, and nothing in it that was not
     offered: neither a BUNDLE group nor an a=mid."""
-    head, *sections = re.split(r"(?m)^(?=m=)", made)
-    mids = {part.mid for part in kept}
-    groups = [[mid for mid in group if mid in mids] for group in offer.groups]
+    head, *sections = re.split(r"(?m)^(?=m=)", with_one_fingerprint(made))
+    given = dict(zip((part.mid for part in sorted(kept, key=lambda part: part.index)), sections, strict=True))
+    for group, leader in idle(offer, kept).items():
+        first = next(given[mid] for mid in offer.groups[group] if mid in given)
+        given[leader.mid] = _inactive(leader, first)
+    groups = [[mid for mid in group if mid in given] for group in offer.groups]
     told = "".join(f"a=group:BUNDLE {' '.join(group)}\r\n" for group in groups if group)
-    out, waiting = [re.sub(r"(?m)^a=group:.*\r\n", "", head) + told], iter(sections)
+    out = [re.sub(r"(?m)^a=group:.*\r\n", "", head) + told]
     for part in offer.parts:
-        if part.mid in mids:
-            text = re.sub(r"\A(m=\S+ \S+ )\S+", lambda m, part=part: m[1] + part.section.profile, next(waiting))
-            out.append(text if part.section.value("mid") else re.sub(r"(?m)^a=mid:.*\r\n", "", text))
-            continue
         section = part.section
+        if part.mid in given:
+            text = re.sub(r"\A(m=\S+ \S+ )\S+", lambda m, section=section: m[1] + section.profile, given[part.mid])
+            out.append(text if section.value("mid") else re.sub(r"(?m)^a=mid:.*\r\n", "", text))
+            continue
         lines = [f"m={section.kind} 0 {section.profile} {' '.join(section.formats) or '0'}", "c=IN IP4 0.0.0.0"]
         lines += [] if section.kind not in CODECS else ["a=inactive"]
         lines += [f"a=mid:{part.mid}"] if section.value("mid") else []
         out.append("".join(f"{line}\r\n" for line in lines))
     return "".join(out)
+
+
+_OF_TRANSPORT = re.compile(r"(?m)^a=(?:candidate|end-of-candidates|ice-|fingerprint:|setup:|rtcp:|rtcp-mux).*\r\n")
+
+
+def _inactive(part: Part, other: str) -> str:
+    """The section of an answer that accepts a part and has nothing come of it. other: that of a part on the same
+    transport."""
+    section, port = part.section, other.split(" ", 2)[1]
+    lines = [f"m={section.kind} {port} {section.profile} {' '.join(section.formats)}", "c=IN IP4 0.0.0.0", "a=inactive"]
+    lines.append(f"a=mid:{part.mid}")
+    lines += [
+        f"a={each.name}:{each.value}"
+        for each in section.attributes
+        if each.name in ("rtpmap", "fmtp") and each.value.partition(" ")[0] in section.formats
+    ]
+    return "".join(f"{line}\r\n" for line in lines) + "".join(_OF_TRANSPORT.findall(other))

@@ -8,7 +8,15 @@ from importlib.metadata import version
 from types import FunctionType
 
 import aioice
-from aiortc import RTCDtlsTransport, RTCIceTransport, RTCRtpReceiver, RTCRtpSender
+from aiortc import (
+    RTCCertificate,
+    RTCDtlsTransport,
+    RTCIceGatherer,
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCRtpSender,
+)
 from aiortc.rtcdtlstransport import RtpRouter
 
 #: What is looked for in what a function does, or in what a class has or sets when it is made.
@@ -19,7 +27,10 @@ PARTS: tuple[tuple[type | FunctionType, tuple[str, ...]], ...] = (
     (RTCDtlsTransport, ("_rtp_router", "transport")),
     (RtpRouter, ("register_sender",)),
     (RTCIceTransport, ("_connection",)),
-    (aioice.Connection, ("_nominated",)),
+    (RTCIceGatherer, ("_connection",)),
+    (aioice.Connection, ("_nominated", "stun_server", "turn_server", "turn_transport", "turn_ssl", "turn_username")),
+    (RTCPeerConnection, ("_RTCPeerConnection__certificates",)),
+    (RTCCertificate, ("_create_ssl_context",)),
 )
 
 

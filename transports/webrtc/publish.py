@@ -11,17 +11,20 @@ import email.utils
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
-from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCSessionDescription
 
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.webrtc.answers import read_answer
 from transports.webrtc.broadcast import Broadcast, close_from_thread
 from transports.webrtc.encoders import can_encode
-from transports.webrtc.options import CODECS, WebRtcOptions, configuration
+from transports.webrtc.offers import with_one_fingerprint
+from transports.webrtc.options import CODECS, WebRtcOptions
+from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import CONNECT_SECONDS, MAX_BYTES, SDP, Session
 from transports.webrtc.showing import show
 
@@ -45,13 +48,15 @@ class _Failed(Exception):
 @dataclass(frozen=True)
 class WhipOptions:
     """url: of the endpoint; token: bearer token, "" for none; codec: "h264" or "vp8"; bitrate: of video, bits a second;
-    ice_servers: as in WebRtcOptions."""
+    ice_servers, turn_username, turn_password: as in WebRtcOptions."""
 
     url: str
     token: str = ""
     codec: str = "h264"
     bitrate: int = 2_000_000
     ice_servers: tuple[str, ...] = ()
+    turn_username: str = ""
+    turn_password: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -64,6 +69,12 @@ class WhipOptions:
         if not can_encode(self.codec):
             others = " or ".join(filter(can_encode, CODECS))
             raise TransportError(f"whip codec {self.codec!r}: PyAV's FFmpeg cannot encode that; give {others}")
+        self.webrtc()
+
+    def webrtc(self) -> WebRtcOptions:
+        """What of it a Broadcast takes. Raises TransportError."""
+        servers = self.ice_servers, self.turn_username, self.turn_password
+        return WebRtcOptions((self.codec,), self.bitrate, 16, 4, *servers)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -92,8 +103,7 @@ class WhipSink(LazySink):
     def __init__(self, options: WhipOptions, pause: float = PAUSE_SECONDS) -> None:
         """pause: seconds before the first new attempt."""
         self._options, self._pause = options, pause
-        web = WebRtcOptions((options.codec,), options.bitrate, ice_servers=options.ice_servers)
-        self.broadcast = Broadcast(web)
+        self.broadcast = Broadcast(options.webrtc())
         self.broadcast.name = self.name
         self.attempts = 0
         self._host = urlsplit(options.url).netloc.rpartition("@")[2]
@@ -144,6 +154,8 @@ class WhipSink(LazySink):
                     reason = "the connection was lost"
                 except _Failed as failure:
                     reason, after = str(failure), failure.after
+                except Refusal as refusal:
+                    reason = f"its answer cannot be taken: {refusal}"
                 except (ClientError, TimeoutError, OSError) as error:
                     reason = " ".join(str(error).split()) or "no answer in time"
                 except Exception as error:  # an answer that aiortc cannot make sense of
@@ -157,7 +169,7 @@ class WhipSink(LazySink):
     async def _publish(self, client: ClientSession) -> None:
         """Connect, and return when the connection is over. Raises _Failed, and what aiohttp and aiortc raise."""
         self.attempts += 1
-        session = Session(RTCPeerConnection(configuration(self.broadcast.options)))
+        session = Session(self.broadcast.options.servers())
         over, met = asyncio.Event(), asyncio.Event()
         session.ended.append(over.set)
         resource = None
@@ -165,9 +177,13 @@ class WhipSink(LazySink):
             connection = session.connection
             show(self.broadcast, session, self._options.codec, "sendonly")
             session.connected += [met.set, self._connected]
-            await connection.setLocalDescription()
-            resource, answer = await self._post(client, connection.localDescription.sdp)
-            await connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+            await session.gather()
+            offer = with_one_fingerprint(connection.localDescription.sdp)
+            resource, text = await self._post(client, offer)
+            answer = read_answer(text, offer)
+            session.routes = answer.routes
+            await connection.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
+            await session.add(answer.candidates)
             session.watch()
             await over.wait()
             if not met.is_set():

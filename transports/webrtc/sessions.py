@@ -18,6 +18,8 @@ from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSess
 
 from transports.webrtc.candidates import Allowance, is_name, read_candidate
 from transports.webrtc.description import unreadable
+from transports.webrtc.dtls import take_rsa
+from transports.webrtc.ice_servers import IceServer
 from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
 from transports.webrtc.refusals import Refusal
 
@@ -35,9 +37,13 @@ class Session:
     """One peer. ended: called once when it is over, whatever was the reason; connected: when media can flow; ufrags: of
     ICE, that the peer has; routes: as of offers.routes."""
 
-    def __init__(self, connection: RTCPeerConnection) -> None:
+    def __init__(self, servers: Sequence[IceServer]) -> None:
+        """servers: those that its own addresses are asked of."""
         self.id, self.etag = secrets.token_urlsafe(16), f'"{secrets.token_hex(8)}"'
-        self.connection = connection
+        # without servers of its own, aiortc would ask one of its makers' choice
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        take_rsa(self.connection)
+        self._servers = servers
         self.ended: list[Callable[[], None]] = []
         self.connected: list[Callable[[], None]] = []
         self.ufrags: frozenset[str] = frozenset()
@@ -62,6 +68,21 @@ class Session:
                 self.end()
 
         self.connection.on("connectionstatechange", changed)
+
+    async def gather(self) -> None:
+        """Set the local description, for which our own candidates are gathered. aiortc is not told the servers itself,
+        as it takes no IPv6 address for one, and of each kind just one; it is aioice that asks them."""
+        stun = next((each for each in self._servers if not each.is_turn and not each.is_ipv6), None)  # asked by IPv4
+        turn = next((each for each in self._servers if each.is_turn), None)
+        for transceiver in self.connection.getTransceivers():
+            ice = transceiver.receiver.transport.transport.iceGatherer._connection
+            if stun is not None:
+                ice.stun_server = stun.host, stun.port
+            if turn is not None:
+                ice.turn_server, ice.turn_transport = (turn.host, turn.port), turn.transport
+                ice.turn_ssl = turn.scheme == "turns"
+                ice.turn_username, ice.turn_password = turn.username, turn.password
+        await self.connection.setLocalDescription()
 
     async def add(self, candidates: Iterable[tuple[str, RTCIceCandidate]]) -> None:
         """Have candidates checked, as far as this peer's allowance goes. candidates: (mid of the part that it was told
@@ -129,7 +150,7 @@ class Sessions:
         return self._open[name]
 
     @contextlib.asynccontextmanager
-    async def coming(self, configuration: RTCConfiguration) -> AsyncIterator[Session]:
+    async def coming(self, servers: Sequence[IceServer]) -> AsyncIterator[Session]:
         """Negotiate a new session in this block: after it the session is one of these, or over if that failed. Raises
         Refusal."""
         taken = len(self._open) + self._coming
@@ -137,7 +158,7 @@ class Sessions:
             full = f"{taken} of {self._limit} places {'is' if self._limit == 1 else 'are'} taken"
             reason = "the head is about to end" if self._closed else full
             raise Refusal(503, f"{reason}; try again later", {"Retry-After": RETRY_AFTER})
-        session = Session(RTCPeerConnection(configuration))
+        session = Session(servers)
         self._coming += 1
         try:
             yield session
@@ -230,7 +251,7 @@ async def negotiate(session: Session, offer: Offer, kept: Sequence[Part]) -> str
     try:
         await connection.setRemoteDescription(RTCSessionDescription(take(offer, kept), "offer"))
         await session.add((part.mid, candidate) for part in offer.parts for candidate in part.candidates)
-        await connection.setLocalDescription()
+        await session.gather()
     except Exception as error:  # of many kinds: what was understood here and aiortc cannot do
         _log.info("an offer was refused: %s: %s", type(error).__name__, error)
         raise Refusal(422, "the offer cannot be answered") from None

@@ -7,7 +7,7 @@ from aiohttp import web
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part
-from transports.webrtc.options import CODECS, configuration, links
+from transports.webrtc.options import CODECS, links
 from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import RETRY_AFTER, created, negotiate, read_request, session_routes
 from transports.webrtc.showing import show
@@ -42,7 +42,7 @@ def whep_routes(
         kept = [part for part in (video, audio) if part is not None]
         if not broadcast.running:
             raise Refusal(503, "the head is not running", {"Retry-After": RETRY_AFTER})
-        async with broadcast.sessions.coming(configuration(options)) as session:
+        async with broadcast.sessions.coming(options.servers()) as session:
             codec = next(name for name in options.codecs if name in video.codecs) if video else ""
             speaks = listen is not None and audio is not None and audio.gives
             direction = ("sendrecv" if speaks else "sendonly") if audio else ""

@@ -11,7 +11,7 @@ from aiortc import MediaStreamTrack
 
 from transports.webrtc.listening import Listener, attend, hasten
 from transports.webrtc.offers import Offer, Part
-from transports.webrtc.options import WebRtcOptions, configuration, links
+from transports.webrtc.options import WebRtcOptions, links
 from transports.webrtc.refusals import Refusal
 from transports.webrtc.sessions import Session, Sessions, created, negotiate, read_request, session_routes
 
@@ -65,7 +65,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
         offer = await read_request(request)
         voice, pictures = choose(offer)
         kept = [part for part in (voice, pictures) if part is not None]
-        async with speakers.sessions.coming(configuration(options)) as session:
+        async with speakers.sessions.coming(options.servers()) as session:
             transceiver = session.connection.addTransceiver("audio", "recvonly")
             if pictures is not None:
                 session.connection.addTransceiver("video", "inactive")
