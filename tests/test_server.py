@@ -836,7 +836,14 @@ def test_a_message_of_all_that_may_wait_is_taken():
         async with serving() as served, served.speak("?rate=48000") as socket:
             await socket.send_bytes(np.resize(words(1), websocket.MESSAGE_BYTES // 2).tobytes())
             await told(socket, "started")
-            backlog = served.server.room.sockets.backlog
+            show, sockets = served.show, served.server.room.sockets
+            began, seconds = time.monotonic(), websocket.MESSAGE_BYTES / 2 / 48_000
+
+            def missing() -> float:  # seconds that neither wait nor were spoken since
+                waits = sockets.backlog + show.stream.unspoken / SAMPLE_RATE
+                return seconds - waits - (time.monotonic() - began)
+
+            await until(lambda: abs(missing()) < 2)  # it is read in turns
             await socket.send_json({"type": "interrupt"})
             await told(socket, "interrupted")
             # a byte more is refused, and the next speaker is heard
@@ -846,9 +853,8 @@ def test_a_message_of_all_that_may_wait_is_taken():
             async with served.speak() as other:
                 await other.send_bytes(words(0.1).tobytes())
                 await told(other, "started")
-            return backlog
 
-    assert live(talk()) == pytest.approx(websocket.MESSAGE_BYTES / 2 / 48_000, abs=20)
+    live(talk())
 
 
 @pytest.mark.parametrize("by", ["the sender", "somebody else"])
@@ -1137,11 +1143,12 @@ def test_the_floor_is_free_as_soon_as_a_connection_is_lost(how, monkeypatch):
         async with serving() as served, raw_socket(served) as (_, writer):
             sound = words(1.9).tobytes()[:60_000]
             message = b"\x82\xfe" + len(sound).to_bytes(2, "big") + bytes(4) + sound
-            for _ in range(40):
+            for _ in range(22):
                 writer.write(message)
             await until(lambda: len(served.screen.sound) > 1000)
             room = served.server.room
             await until(lambda: room.sockets.backlog > 3)
+            await until(lambda: not writer.transport.get_write_buffer_size())  # its end comes behind what it sent
             assert served.show.floor.speaker is not None
             if how == "reset":
                 raw = writer.get_extra_info("socket")
