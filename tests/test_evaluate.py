@@ -15,7 +15,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from drawn_faces import SIZE, drawn, landmarks_of_drawing, vector_of_drawing
+from drawn_faces import SIZE, drawn, landmarks_of_drawing, person_of_drawing, vector_of_drawing
 
 from engine.errors import InputError
 from engine.portrait import PortraitError
@@ -58,11 +58,11 @@ class Oracle:
 
 
 def oracle_tools(folder: Path, late: int = 0) -> Tools:
-    return Tools(Oracle(folder, late), landmarks_of_drawing, vector_of_drawing)
+    return Tools(Oracle(folder, late), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
 
 
 def copy_tools() -> Tools:
-    return Tools(CopyPortrait(), landmarks_of_drawing, vector_of_drawing)
+    return Tools(CopyPortrait(), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
 
 
 def write_clip(path: Path, frames: list[np.ndarray], voice: np.ndarray | None, rate: int = 25) -> None:
@@ -241,7 +241,7 @@ def test_lost_faces_are_counted_not_measured(data):
         def speak(self, portrait, voice, count, seed):
             return [np.zeros_like(portrait)] * count
 
-    tools = Tools(Blank(), landmarks_of_drawing, vector_of_drawing)
+    tools = Tools(Blank(), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
     result = evaluate(find_clips(data), lambda: tools, Options())
     assert result["all"]["faces_lost"] == {"reenact": 0, "voice": 4, "other": 4}
     assert result["all"]["voice"]["sync"]["correlation"]["n"] == 0
@@ -253,7 +253,7 @@ def test_a_subject_that_miscounts_is_a_fault(data):
         def reenact(self, portrait, frames):
             return [portrait]
 
-    tools = Tools(Short(), landmarks_of_drawing, vector_of_drawing)
+    tools = Tools(Short(), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
     with pytest.raises(ValueError, match=f"1 frames where {COUNT}"):
         evaluate(find_clips(data), lambda: tools, Options())
 
@@ -285,7 +285,7 @@ def test_a_first_frame_that_the_engine_refuses_is_one_clip_less(data):
                 raise PortraitError("no face found")
             return super().reenact(portrait, frames)
 
-    tools = Tools(Picky(), landmarks_of_drawing, vector_of_drawing)
+    tools = Tools(Picky(), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
     result = evaluate(find_clips(data), lambda: tools, Options())
     assert [clip["name"] for clip in result["clips"]] == ["a/clip0.mp4", "a/clip1.mp4"]
     assert {clip["name"] for clip in result["skipped"]} == {"a/clip2.mp4", "b/clip3.mp4", "b/mute.mp4"}

@@ -6,7 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from drawn_faces import GREEN, drawn, landmarks_of_drawing, vector_of_drawing
+from drawn_faces import GREEN, drawn, landmarks_of_drawing, person_of_drawing, vector_of_drawing
 
 from engine.errors import InputError
 from engine.portrait import Portrait, PortraitError
@@ -48,7 +48,7 @@ def landmarks(picture: np.ndarray) -> np.ndarray | None:
 
 
 def tools(subject) -> Tools:
-    return Tools(subject, landmarks, vector_of_drawing)
+    return Tools(subject, landmarks, vector_of_drawing, person_of_drawing)
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_each_still_gets_its_figures_and_the_sheets_show_it(folder, tmp_path):
         assert record["found"] == 1
         assert record["background"] == 0
         assert 0.3 < record["background_share"] < 0.95
+        assert record["halo"] == 0
         assert record["mouth"]["low"] < 0.2 < record["mouth"]["high"]
         assert record["identity"]["cosine"] == pytest.approx(1)
         assert record["why"] == HELD_OUT[record["name"]]
@@ -106,6 +107,9 @@ def test_a_background_that_moves_is_told(folder):
     result = evaluate_stills(find_stills(folder, 1), VOICE, lambda: tools(Speaker(8)), 0, 1)
     # every second frame the stripes have changed places, and what was hidden by the face has not
     assert 5 < result["all"]["background"]["value"] < 32
+    # of every fifth frame, the second and the fourth; a quarter of the stripes is their edges
+    assert result["all"]["halo"]["worst"] == pytest.approx(0.375, abs=0.02)
+    assert "halo: mean 0.37" in table(result)
 
 
 def test_the_background_begins_outside_the_grown_hull():

@@ -14,7 +14,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from drawn_faces import drawn, landmarks_of_drawing, vector_of_drawing
+from drawn_faces import drawn, landmarks_of_drawing, person_of_drawing, vector_of_drawing
 
 from engine.errors import InputError
 from engine.training import closures, degrade, espeak, phonemes, voices
@@ -97,7 +97,7 @@ class Deaf(CopyPortrait):
 
 
 def tools(subject) -> Tools:
-    return Tools(subject, landmarks_of_grey, vector_of_drawing)
+    return Tools(subject, landmarks_of_grey, vector_of_drawing, person_of_drawing)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,8 @@ def test_grid_clips_are_measured_beside_ours(tmp_path):
     assert [(task.clip.name, task.phonemes) for task in grid] == [("grid/s1_a.mp4", said)]
     with pytest.raises(InputError, match="no clip here has word times"):
         voices.grid_tasks(find_clips(tmp_path)[:1], tmp_path, 0, None)
-    record = voices.evaluate_grid(grid[0], Tools(CopyPortrait(), landmarks_of_drawing, vector_of_drawing))
+    tools = Tools(CopyPortrait(), landmarks_of_drawing, vector_of_drawing, person_of_drawing)
+    record = voices.evaluate_grid(grid[0], tools)
     spoken = voices.summarise([], [record], 0)["grid"]
     assert spoken["real"]["closed"]["40 ms"]["own"]["value"] == 1
     assert spoken["real"]["closed"]["40 ms"]["random"]["value"] < 0.8

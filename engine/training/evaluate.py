@@ -27,6 +27,7 @@ from engine.speech import read_voice as read_sound
 from engine.training import metrics, phonemes, report, sheets, stills, voices
 from engine.training.clips import RATE, Clip, ClipError, find_clips, fit_voice, read_frames, read_voice
 from engine.training.degrade import CONDITIONS
+from engine.training.halo import SelfieSegmentation, halo
 from engine.training.identity import FaceVectors
 from engine.training.landmarks import FaceMesh, eye_opening, mouth_opening, regions
 from engine.training.tracks import (
@@ -76,10 +77,10 @@ def make_tools(subject: str, weights: Path | None) -> Tools:
     """
     cv2.setNumThreads(1)  # one process a core does better than many threads in each
     if subject == "copy":
-        return Tools(CopyPortrait(), FaceMesh(), FaceVectors())
+        return Tools(CopyPortrait(), FaceMesh(), FaceVectors(), SelfieSegmentation())
     from engine.training.subject import Trained
 
-    return Tools(Trained(weights), FaceMesh(), FaceVectors())
+    return Tools(Trained(weights), FaceMesh(), FaceVectors(), SelfieSegmentation())
 
 
 # ------------------------------------------------------------------------------------------------ one clip
@@ -118,6 +119,7 @@ def evaluate_clip(task: Task, tools: Tools) -> dict:
         "opening": {"real": mouth_opening(real.points)},
         "motion": {"real": measure_motion(real, real.points[0])},
         "identities": {},
+        "halo": {},
         "detail": {"real": measure_detail(real, portrait, real.points[0])},
     }
     height = float(np.ptp(real.points[0, :468, 1]))
@@ -135,6 +137,7 @@ def evaluate_clip(task: Task, tools: Tools) -> dict:
         if made.usable:
             record["opening"][role] = mouth_opening(made.points)
             if role != "other":
+                record["halo"][role] = halo(portrait, pictures, tools.people)
                 record["motion"][role] = measure_motion(made, real.points[0])
                 record["identities"][role] = measure_identity(made, vector, tools.embedder)
                 record["detail"][role] = measure_detail(made, portrait, real.points[0])

@@ -28,7 +28,7 @@ _EYES = ((33, 133, (160, 144), (158, 153)), (362, 263, (385, 380), (387, 373)))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Send file descriptor 2 nowhere: MediaPipe's C++ parts log there before their log level can be set."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -52,7 +52,7 @@ class FaceMesh:
 
     def __init__(self) -> None:
         os.environ.setdefault("GLOG_minloglevel", "3")
-        with _quiet():
+        with quiet():
             import mediapipe
 
             self._mesh = mediapipe.solutions.face_mesh.FaceMesh(

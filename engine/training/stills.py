@@ -16,6 +16,7 @@ from engine.errors import InputError
 from engine.portrait import PortraitError, load_portrait
 from engine.training import closures, report, sheets
 from engine.training.clips import RATE, SAMPLES_PER_FRAME, fit_voice
+from engine.training.halo import halo
 from engine.training.held_out import HELD_OUT
 from engine.training.landmarks import mouth_opening
 from engine.training.tracks import (
@@ -43,6 +44,7 @@ DEFINITIONS = {
     "mouth": "opening from its {} to its {} percentile; in the portrait: of the still itself".format(*closures.RANGE),
     "background": f"mean absolute difference to the portrait, in 0..255, outside the face's hull grown by "
     f"{100 * (GROWN - 1):.0f} %; hair, neck and shoulders count, and they do move with a head",
+    "halo": report.DEFINITIONS["halo"].replace("clip", "still"),
 }
 
 
@@ -107,6 +109,7 @@ def evaluate_still(task: StillTask, tools: Tools) -> dict:
         "mouth": {"low": low, "high": high, "portrait": float(mouth_opening(points[None])[0])},
         "background": stirred(portrait, pictures[:: max(1, count // 50)], mask),
         "background_share": float(mask.mean()),
+        "halo": halo(portrait, pictures, tools.people),
     }
 
 
@@ -147,6 +150,7 @@ def _figures(records: list[dict]) -> dict:
         "blinks": report.figure([r["blinks"] for r in known]),
         "mouth": report.figure([r["mouth"]["high"] - r["mouth"]["low"] for r in known]),
         "background": report.figure([r["background"] for r in known]),
+        "halo": report.halo_figure([r["halo"] for r in known]),
     }
 
 
@@ -169,7 +173,8 @@ def table(result: dict) -> str:
         f"{everyone['stills']} stills, {everyone['measured']} measured, {everyone['refused']} refused"
         + (f"; weights {weights[:12]}" if weights else f"; {about.get('subject', '')}".rstrip("; ")),
         "",
-        f"{'':<12}{'found':>7}{'detail':>8}{'cosine':>8}{'blinks':>8}{'mouth':>15}{'(still)':>8}{'background':>12}",
+        f"{'':<12}{'found':>7}{'detail':>8}{'cosine':>8}{'blinks':>8}{'mouth':>15}{'(still)':>8}{'background':>12}"
+        f"{'halo':>8}",
     ]
     for record in result["stills"]:
         if "refused" in record:
@@ -181,9 +186,11 @@ def table(result: dict) -> str:
             span = f"{mouth['low']:.3f} .. {mouth['high']:.3f}"
             cells += f"{_number(record['detail'], 8)}{_number(cosine, 8, 3)}{record['blinks']:>8.1f}{span:>15}"
             cells += f"{mouth['portrait']:>8.3f}{record['background']:>12.2f}"
+            cells += _number(record["halo"], 8, 4)
         lines.append(f"  {record['name']:<10}{cells}  {record['why']}")
     means = [_number(everyone[name]["value"], 0, 3) for name in ("detail", "cosine", "blinks", "mouth", "background")]
     lines += ["", "mean: detail {}, cosine {}, blinks {}, mouth {} wide, background {}".format(*means)]
+    lines += ["halo: mean {}, worst {}".format(*(_number(everyone["halo"][x], 0, 4) for x in ("value", "worst")))]
     lines += ["", *(f"{name}: {told}" for name, told in DEFINITIONS.items())]
     return "\n".join(lines)
 

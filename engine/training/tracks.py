@@ -11,6 +11,7 @@ import numpy as np
 from engine.training import metrics, sheets
 from engine.training.camera import camera_path, steadied
 from engine.training.clips import RATE
+from engine.training.halo import People
 from engine.training.identity import SAME_PERSON
 from engine.training.landmarks import (
     Landmarker,
@@ -60,6 +61,7 @@ class Tools:
     subject: Subject
     landmarker: Landmarker
     embedder: Embedder
+    people: People
 
 
 @dataclass(frozen=True)
