@@ -17,7 +17,7 @@ from engine.backend import Backend, CpuBackend, Renderer, choose
 from engine.errors import InputError
 from engine.gather import Network
 from engine.portrait import Portrait
-from engine.renderer import closing
+from engine.renderer import closing, matting, segmenter
 from engine.renderer.boxes import mouth_box
 from engine.renderer.cpu import (
     GAUGES,
@@ -35,6 +35,8 @@ from engine.renderer.outline import Outline
 #: The sets of weights that ship, by the material they learned from: see MODEL_CARD.md.
 WEIGHTS = {name: Path(__file__).parent / "weights" / name for name in ("research", "clean")}
 DEFAULT_WEIGHTS = "research"
+#: What finds the person in a portrait, the same for every set: see MODEL_CARD.md.
+SEGMENTER = Path(__file__).parent / "weights" / "segmenter"
 VERSION = 9
 FILES = ("weights.safetensors", "encoder.onnx", "portrait.onnx", "coefficients.onnx", "speech.onnx", "motion.onnx")
 #: What the portrait network makes, in this order; see engine/renderer/network.py, Fields.
@@ -74,6 +76,26 @@ def check_hashes(directory: Path) -> dict:
         ) from None
     if version != VERSION:
         raise WeightsError(f"{directory}: weights of version {version}, not {VERSION}; install those of this ifmdm")
+    _check_digests(directory, expected)
+    return config
+
+
+def check_segmenter(directory: Path) -> None:
+    """Raises WeightsError where a segmenter's folder is not whole, or not of this ifmdm."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        expected = {name: config["sha256"][name] for name in segmenter.FILES}
+        version = config["version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise WeightsError(f"{directory / 'config.json'}: cannot be read; install ifmdm again") from None
+    if version != segmenter.VERSION:
+        raise WeightsError(f"{directory}: a segmenter of version {version}, not {segmenter.VERSION}; install that of "
+                           "this ifmdm")  # fmt: skip
+    _check_digests(directory, expected)
+
+
+def _check_digests(directory: Path, expected: dict[str, str]) -> None:
+    """Raises WeightsError where a file of a folder has another SHA-256 than the one it should have."""
     for name, digest in expected.items():
         path = directory / name
         try:
@@ -85,7 +107,6 @@ def check_hashes(directory: Path) -> dict:
             raise WeightsError(f"{path}: cannot be read ({error.strerror}); check access to it") from error
         if found != digest:
             raise WeightsError(f"{path}: damaged (its SHA-256 is not the one in config.json); install it again")
-    return config
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -116,6 +137,7 @@ class Model:
         that is there already, see engine/backend.py. Raises WeightsError, BackendError."""
         directory = directory or find_weights(DEFAULT_WEIGHTS)
         config = check_hashes(directory)
+        check_segmenter(SEGMENTER)
         arrays = _read_arrays(directory / "weights.safetensors")
         if isinstance(backend, str):
             backend = choose(backend, directory / "coefficients.onnx")
@@ -126,11 +148,14 @@ class Model:
         """What may be done with these weights, in one line."""
         return self.config.get("licence", "not stated")
 
-    def _network(self, name: str, shared: bool = False, backend: Backend | None = None) -> Network:
+    def _network(
+        self, name: str, shared: bool = False, backend: Backend | None = None, directory: Path | None = None
+    ) -> Network:
         """One for all threads, loaded when it is first asked for; what others ask for meanwhile waits."""
         with self._lock:
             if name not in self._networks:
-                self._networks[name] = (backend or self.backend).network(self.directory / name, shared)
+                path = (directory or self.directory) / name
+                self._networks[name] = (backend or self.backend).network(path, shared)
             return self._networks[name]
 
     @property
@@ -140,6 +165,10 @@ class Model:
     @property
     def _portrait(self) -> Network:
         return self._network("portrait.onnx")
+
+    @property
+    def _segmenter(self) -> Network:
+        return self._network(segmenter.GRAPH, directory=SEGMENTER)
 
     @property
     def _coefficients(self) -> Network:
@@ -204,7 +233,8 @@ class Model:
         counts = FieldCounts(**{k: v for k, v in self.config["renderer"].items() if k != "latent"})
         own = self.coefficients(latent)
         blinks = blinking(self.coefficients(latent + self.arrays["blink"]), own)
-        return prepare(pixels, keypoints, counts, latent, own, fields, read - latent, blinks, own_teeth)
+        matte = matting.matte(portrait.pixels, segmenter.segment(self._segmenter, portrait.pixels), keypoints)
+        return prepare(pixels, matte, keypoints, counts, latent, own, fields, read - latent, blinks, own_teeth)
 
     def _fields(self, pixels: np.ndarray, keypoints: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What the portrait network makes of a picture, and what it was given."""

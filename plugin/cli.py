@@ -41,6 +41,7 @@ _TRAINING = {
     "place": ("place", "teach the renderer where mouths and eyes are, before or between stretches of stage 1"),
     "gauges": ("gauges", "teach the renderer to read how far lips part and eyes close, once the encoder is final"),
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
+    "segmenter": ("segmenter", "teach a network where the person is in a portrait"),
     "latents": ("latents", "read the motion latents of every clip, for stage 2"),
     "align": ("align", "find how late each clip's sound is against its picture, with a trained motion model"),
     "turn": ("turning", "add to the latents of people who sit still copies whose heads turn as they speak"),

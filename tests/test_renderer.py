@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.renderer import lips
-from engine.renderer.boxes import eyes_box, mouth_box, unit_length
+from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.cpu import (
     CANVAS,
     FINER,
@@ -28,7 +28,7 @@ from engine.renderer.cpu import (
 )
 from engine.renderer.inside import INSIDE, Place, depth, draw
 from engine.renderer.lids import LIDS, Lids, crop_of
-from engine.renderer.matte import crown, fill, mirrors, part, refine, scaled
+from engine.renderer.matte import crown, fill, mirrors, part, scaled
 from engine.renderer.outline import Outline
 
 COUNTS = FieldCounts(head=3, face=3, mouth_flow=2, mouth_texture=3, eyes_flow=2, eyes_texture=2)
@@ -73,7 +73,7 @@ def make_fields(seed: int, flow: float = 0.008, texture: float = 0.4) -> dict[st
     fields["place"] = Place(0.52, 0.48, 0.4, 0.05, 0.02, 0.06, 0.7, 0.65).vector()[None]
     fields["sight"] = np.stack([eye.vector() for eye in EYES])[None]
     fields["lips"] = Outline(0.52, 0.48, 0.3, 0.0, *[0.0] * 6).vector()[None]
-    fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # all is the person
+    fields["matte"] = np.full((1, 1, 128, 128), 20.0)  # which the portrait network makes for training alone
     return {name: np.ascontiguousarray(field, np.float32) for name, field in fields.items()}
 
 
@@ -91,7 +91,9 @@ def scene(size: int, seed: int = 0) -> np.ndarray:
 def portrait(seed: int = 0, side: int = 512, keypoints: np.ndarray = KEYPOINTS, **fields: float) -> PreparedPortrait:
     own = np.append(np.random.default_rng(seed + 1).normal(size=NUMBER), [0.02, 0.1]).astype(np.float32)
     latent = np.zeros(4, np.float32)
-    return prepare(scene(side, seed), keypoints, COUNTS, latent, own, make_fields(seed, **fields), 0 * latent)
+    all_is_the_person = np.ones((side, side), np.float32)
+    fields = make_fields(seed, **fields)
+    return prepare(scene(side, seed), all_is_the_person, keypoints, COUNTS, latent, own, fields, 0 * latent)
 
 
 def moved(prepared: PreparedPortrait, seed: int = 0, scale: float = 1.0) -> np.ndarray:
@@ -246,19 +248,19 @@ def test_a_matte_that_is_enlarged_has_no_blocks():
     assert (own[:, 0::2] != own[:, 1::2])[soft[:, 0::2]].mean() > 0.5
 
 
-def person(middle: tuple[float, float] = (0.5, 0.55), radius: float = 0.3) -> np.ndarray:
-    """Logits (1, 1, 128, 128) of a round person."""
-    y, x = np.mgrid[:128, :128]
-    away = np.hypot((x + 0.5) / 128 - middle[0], (y + 0.5) / 128 - middle[1])
-    return ((radius - away) * 200).astype(np.float32)[None, None]
+def person(side: int, middle: tuple[float, float] = (0.5, 0.55), radius: float = 0.3) -> np.ndarray:
+    """Matte (side, side) of a round person with a soft edge."""
+    y, x = np.mgrid[:side, :side]
+    away = np.hypot((x + 0.5) / side - middle[0], (y + 0.5) / side - middle[1])
+    return (0.5 + (radius - away) * 40).clip(0, 1).astype(np.float32)
 
 
 def with_background(seed: int, side: int, **fields: float) -> PreparedPortrait:
     """As portrait, in front of a background."""
     own = np.append(np.random.default_rng(seed + 1).normal(size=NUMBER), [0.02, 0.1]).astype(np.float32)
-    made = make_fields(seed, **fields) | {"matte": person()}
+    made = make_fields(seed, **fields)
     latent = np.zeros(4, np.float32)
-    return prepare(scene(side, seed), KEYPOINTS, COUNTS, latent, own, made, 0 * latent)
+    return prepare(scene(side, seed), person(side), KEYPOINTS, COUNTS, latent, own, made, 0 * latent)
 
 
 def far_from_the_person(size: int) -> np.ndarray:
@@ -284,9 +286,7 @@ def test_at_rest_a_portrait_with_a_background_comes_back():
     assert whole.mean() > 0.2
     assert np.array_equal(frame[whole], rest[whole])
     assert np.array_equal(frame[far_from_the_person(512)], rest[far_from_the_person(512)])
-    # around the person, only what is darker than the background filled in there may differ
-    assert (frame >= rest).all()
-    assert np.abs(frame - rest).mean() < 2
+    assert np.abs(frame - rest).max() <= 2
 
 
 def test_layers_are_those_of_training():
@@ -372,34 +372,6 @@ def test_mirror_images_share_what_is_hidden(holes):
     (right, share), (left, rest) = mirrors(hidden)
     assert np.allclose(share + rest, 1) and (share >= 0).all() and (rest >= 0).all()
     assert np.isfinite(right).all() and np.isfinite(left).all()
-
-
-def test_a_wall_beside_a_narrow_jaw_is_no_face():
-    """Who takes it for face moves a piece of the wall along, with an outline of its own."""
-    picture, unit = np.full((512, 512, 3), 200, np.uint8), unit_length(KEYPOINTS) * 512
-    middle = KEYPOINTS.mean(0) * 512
-    head = np.zeros((512, 512), np.uint8)
-    cv2.ellipse(head, (tuple(middle.tolist()), (1.6 * unit, 3 * unit), 0), 255, -1)
-    picture[head > 0] = [90, 60, 50]
-    coarse = cv2.resize(head.astype(np.float32) / 255, (128, 128), interpolation=cv2.INTER_AREA)
-    matte = refine(coarse, picture, KEYPOINTS)
-    beside = int(middle[1]), int(middle[0] + 0.92 * unit)
-    assert matte[beside] < 0.05
-    assert matte[int(middle[1]), int(middle[0])] == 1
-
-
-def test_a_matte_follows_the_edge_that_the_picture_has():
-    picture = np.full((256, 256, 3), 230, np.uint8)
-    cv2.circle(picture, (128, 140), 78, (40, 30, 30), -1)
-    truth = picture[..., 0] < 100
-    coarse = cv2.GaussianBlur(cv2.resize(truth.astype(np.float32), (128, 128)), (0, 0), 2.5)
-    blurred = cv2.resize(coarse, (256, 256), interpolation=cv2.INTER_CUBIC)
-    fine = refine(coarse, picture, KEYPOINTS)
-    assert fine.shape == (256, 256)
-    assert 0 <= fine.min() <= fine.max() <= 1
-    assert np.abs(fine - truth).mean() < 0.75 * np.abs(blurred - truth).mean()
-    # the face is never see-through, even where the network saw nobody
-    assert refine(np.zeros((128, 128), np.float32), picture, KEYPOINTS)[125, 128] == 1
 
 
 def at_rest(prepared: PreparedPortrait, size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from engine.renderer import lids, lips
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import Inside, Place, apart, uncovered
 from engine.renderer.lids import Lids
-from engine.renderer.matte import Layers, beyond, part, refine, scaled, shine
+from engine.renderer.matte import Layers, beyond, part, scaled, shine
 from engine.renderer.outline import Outline
 
 CANVAS = 256
@@ -83,12 +83,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class PreparedPortrait:
-    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (S, S) in 0..1: the person's share of each; latent
-    (D,) its own motion; coefficients (C,) h of it; head (Kh, 32 * 32 * 2) and face (Kf, 128 * 128 * 2) in canvas
-    pixels; patches: mouth, eyes; inside: of the mouth. Drawn of the mouth are its depth and how far what it holds is
-    shown (2, h, w), see inside.py; of the eyes the colours of closed lids, how far down their way a place lies, whether
-    they come there, and how light their lashes are (6, h, w), see lids.py. misread (D,): what the encoder says too much
-    of this face, see engine/anchor.py; blinking: how much further its lids close than the gauge says, as a factor."""
+    """A portrait ready to move. pixels (S, S, 3) uint8 RGB; matte (m, m) float32 in 0..1: the person's share of each,
+    see matting.py; latent (D,) its own motion; coefficients (C,) h of it; head (Kh, 32 * 32 * 2) and face
+    (Kf, 128 * 128 * 2) in canvas pixels; patches: mouth, eyes; inside: of the mouth. Drawn of the mouth are its depth
+    and how far what it holds is shown (2, h, w), see inside.py; of the eyes the colours of closed lids, how far down
+    their way a place lies, whether they come there, and how light their lashes are (6, h, w), see lids.py. misread
+    (D,): what the encoder says too much of this face, see engine/anchor.py; blinking: how much further its lids close
+    than the gauge says, as a factor."""
 
     pixels: np.ndarray
     matte: np.ndarray
@@ -147,6 +148,7 @@ def lay_patch(fields: np.ndarray, box: np.ndarray, flows: int, drawn: np.ndarray
 
 def prepare(
     pixels: np.ndarray,
+    matte: np.ndarray,
     keypoints: np.ndarray,
     counts: FieldCounts,
     latent: np.ndarray,
@@ -158,8 +160,8 @@ def prepare(
 ) -> PreparedPortrait:
     """Outputs of the networks -> a portrait ready to move.
 
-    pixels (S, S, 3) uint8; keypoints (5, 2); latent (D,), coefficients (C,), misread (D,) and blinking: as in
-    PreparedPortrait; fields: head (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, matte, share, place and
+    pixels (S, S, 3) uint8; keypoints (5, 2); matte (m, m), latent (D,), coefficients (C,), misread (D,) and blinking:
+    as in PreparedPortrait; fields: head (1, Kh, 2, 32, 32), face (1, Kf, 2, 128, 128), mouth, eyes, share, place and
     sight as in network.Fields. teeth: of a portrait whose lips were open, see closing.teeth."""
 
     def rows(field: np.ndarray) -> np.ndarray:
@@ -176,7 +178,7 @@ def prepare(
     )
     return PreparedPortrait(
         pixels,
-        refine(1 / (1 + np.exp(-fields["matte"][0, 0])), pixels, keypoints),
+        matte,
         latent,
         coefficients,
         counts,

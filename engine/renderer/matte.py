@@ -1,9 +1,9 @@
 """A portrait taken apart: the person in front, the background behind, which stays still while the person moves.
 
-The portrait network says at 128 x 128 how much of a pixel is the person's (see engine/renderer/network.py, layers, for
-the formula); here that is brought to the picture's own edges, and what the person hides is filled in. Of that only a
-few hundredths of the picture's side along the outline ever show, as a head turns: the background's mirror image there
-has its texture and goes on where an edge or a horizon meets the person.
+How much of a pixel is the person's is known (see matting.py; engine/renderer/network.py, layers, has the formula). The
+background is the picture itself wherever it shows; what the person hides is filled in. Of that only a few hundredths of
+the picture's side along the outline ever show, as a head turns: the background's mirror image there has its texture and
+goes on where an edge or a horizon meets the person.
 """
 
 from dataclasses import dataclass
@@ -11,24 +11,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from engine.renderer.boxes import unit_length
+from engine.renderer.matting import disc
 
 #: The side at which mirrors are laid, and what none shows is filled in: both are smooth, whatever the picture's size.
 FILL = 256
 #: The background is mirrored where it comes next to the person, across counting so much nearer than down (shelves,
 #: horizons and seams of walls go across), by a line that is smooth within this share of the side.
-ACROSS, SMOOTH = 4, 1 / 32
+ACROSS, SMOOTH = 2, 1 / 32
 #: What is mirrored from the right and what is from the left are cross-faded within this share of the side.
 FADE = 1 / 50
-#: The matte's edge follows that of the picture within this share of its side.
-EDGE = 1 / 32
 #: Where less than this of a pixel is background, it is filled in.
 SEEN = 0.97
-#: The middle of the face, an ellipse about it, so wide and high in units of boxes.py. It is all face even where one is
-#: seen from the side; wider by half, and it takes in the wall beside narrow jaws.
-FACE = (1.4, 1.7)
-#: What is less than this of the person, or more than one less this, is none or all: a faint veil would stay behind.
-VEIL = 0.06
+#: So far around the person, in sides of the picture, and where two thirds of a pixel there are theirs, nothing of the
+#: background is believed: the rest of a hair is there.
+RIM, HIDES = 3 / 512, 1.5
+#: So many levels of 255 a picture at rest may be brighter than the portrait.
+LEVEL = np.float32(1)
 #: The mirror image of which a crown is made is drawn out so many times: what ends just below the edge does not end just
 #: above it once more.
 DRAWN_OUT = 3
@@ -43,29 +41,6 @@ class Layers:
 
     front: np.ndarray
     back: np.ndarray
-
-
-def refine(matte: np.ndarray, pixels: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Coarse matte (n, n) in 0..1 and the picture (S, S, 3) uint8 with its keypoints (5, 2) -> matte (S, S) float32.
-
-    A guided filter (He, Sun and Tang 2013) draws the edge where the picture has one. The middle of the face is the
-    person's whatever the network thought."""
-    size = len(pixels)
-    coarse = cv2.resize(matte.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    guide = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    side = 2 * max(1, round(EDGE * size)) + 1
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        return cv2.blur(x, (side, side))
-
-    centre, level = mean(guide), mean(coarse)
-    slope = (mean(guide * coarse) - centre * level) / (mean(guide * guide) - centre * centre + 1e-3)
-    fine = mean(slope) * guide + mean(level - slope * centre)
-    face = np.zeros((size, size), np.uint8)
-    unit = unit_length(keypoints) * size
-    middle = keypoints.mean(0) * size
-    cv2.ellipse(face, (tuple(middle.tolist()), (FACE[0] * unit, FACE[1] * unit), 0), 255, -1)
-    return np.maximum(((fine - VEIL) / (1 - 2 * VEIL)).clip(0, 1), face.astype(np.float32) / 255)
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
@@ -143,13 +118,14 @@ def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def part(pixels: np.ndarray, matte: np.ndarray) -> Layers:
-    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back,
-    but for what is darker than as much of the background, filled in there, as shows through."""
-    reach = 2 * round(len(pixels) / 32) + 1
-    grown = cv2.dilate(matte.astype(np.float32), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
-    known = 1 - (grown * 1.5).clip(max=1)
+    """Picture (S, S, 3) uint8 and matte (S, S) in 0..1 -> Layers, from which the picture at rest comes back, no value
+    off by more than 2 of 255."""
+    hidden = cv2.dilate(matte.astype(np.float32), disc(RIM * len(pixels)))
+    known = 1 - (HIDES * hidden).clip(max=1)
     back = cv2.add(pixels * known[..., None], behind(pixels, known) * (1 - known[..., None]), dtype=cv2.CV_8U)
-    through = cv2.convertScaleAbs(1 - matte, alpha=255)
+    # where a picture is darker than what would show through, less of that does
+    most = ((pixels + LEVEL) / np.maximum(back, 1)).min(-1)
+    through = cv2.convertScaleAbs(np.minimum(1 - matte, most), alpha=255)
     front = cv2.subtract(pixels, shine(back, through))
     return Layers(np.dstack([front, through]), back)
 

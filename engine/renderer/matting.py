@@ -27,6 +27,10 @@ SURE, NOBODY = 0.8, 0.2
 NOISE = 1e-6
 #: Steps of conjugate gradients at most, and the residual, as a share of the first, at which they end.
 STEPS, RESIDUAL = 120, 1e-3
+#: Steps times unknown pixels, at most: where nearly all is unknown, less is made of it than the segmenter's guess.
+WORK = 8_000_000
+#: So many windows are looked at together, for memory's sake.
+WINDOWS = 8192
 
 def disc(radius: float) -> np.ndarray:
     """A round structuring element of a radius in pixels."""
@@ -57,8 +61,11 @@ def person(mask: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     cv2.ellipse(face, (tuple(middle.tolist()), (FACE[0] * unit, FACE[1] * unit), 0), 1, -1)
     whole = np.maximum(mask, face)
     _, pieces = cv2.connectedComponents((whole > 0.5).astype(np.uint8))
-    own = np.isin(pieces, np.setdiff1d(pieces[face > 0], 0)).astype(np.uint8)
-    return np.where(cv2.dilate(own, disc(BESIDE * size)) > 0, whole, np.float32(0))
+    near = disc(BESIDE * size)
+    own = np.isin(pieces, np.setdiff1d(pieces[face > 0], 0))
+    beside = pieces[cv2.dilate(own.astype(np.uint8), near) > 0]
+    own |= np.isin(pieces, np.setdiff1d(beside, 0))
+    return np.where(cv2.dilate(own.astype(np.uint8), near) > 0, whole, np.float32(0))
 
 
 def trimap(mask: np.ndarray) -> np.ndarray:
@@ -81,25 +88,26 @@ def closed_form(picture: np.ndarray, known: np.ndarray, first: np.ndarray | None
     # the windows that see anything unknown, none beyond the picture's edge
     inner = np.zeros_like(unknown)
     inner[1:-1, 1:-1] = cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
-    steps = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
-    seen = np.flatnonzero(inner)[:, None] + steps  # (m, 9)
-    places = np.flatnonzero(unknown)
-    if len(places) == 0 or len(seen) == 0:
+    middles, places = np.flatnonzero(inner), np.flatnonzero(unknown)
+    if len(places) == 0 or len(middles) == 0:
         return solved.astype(np.float32)
-    likeness = _likeness(picture.reshape(-1, 3)[seen].astype(np.float64))
-    row = np.full(height * width, -1, np.int64)
+    steps = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    row = np.full(height * width, -1, np.int32)
     row[places] = np.arange(len(places))
-    rows = row[seen]  # (m, 9)
+    colours = picture.reshape(-1, 3)
     # the matrix by its 25 diagonals: how a pixel goes with that two rows or columns away, or nearer
     matrix = np.zeros((25, len(places)))
-    for a in range(9):
-        there = np.flatnonzero(rows[:, a] >= 0)
-        at = rows[there, a]
-        for b in range(9):
-            diagonal = (b // 3 - a // 3 + 2) * 5 + (b % 3 - a % 3 + 2)
-            matrix[diagonal, at] += likeness[there, a, b]
+    for start in range(0, len(middles), WINDOWS):
+        seen = middles[start : start + WINDOWS, None] + steps
+        likeness, rows = _likeness(colours[seen].astype(np.float64)), row[seen]
+        for a in range(9):
+            there = np.flatnonzero(rows[:, a] >= 0)
+            at = rows[there, a]
+            for b in range(9):
+                matrix[(b // 3 - a // 3 + 2) * 5 + (b % 3 - a % 3 + 2), at] += likeness[there, a, b]
     offsets = np.array([dy * width + dx for dy in range(-2, 3) for dx in range(-2, 3)])
-    neighbours = (places + offsets[:, None]).clip(0, height * width - 1)  # those beyond the edge weigh nothing
+    # those beyond the edge weigh nothing
+    neighbours = (places + offsets[:, None]).clip(0, height * width - 1).astype(np.int32)
     everything = solved.ravel()
 
     def product(values: np.ndarray) -> np.ndarray:
@@ -113,7 +121,7 @@ def closed_form(picture: np.ndarray, known: np.ndarray, first: np.ndarray | None
     way[places] = ready
     now = left @ ready
     goal = now * RESIDUAL**2
-    for _ in range(STEPS):
+    for _ in range(min(STEPS, WORK // len(places))):
         if now <= goal:
             break
         ahead = product(way)

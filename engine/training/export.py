@@ -97,8 +97,8 @@ class SpeechGraph(nn.Module):
         return self.speech(features)
 
 
-def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path,
-            batched: bool) -> None:  # fmt: skip
+def export_graph(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path,
+                 batched: bool) -> None:  # fmt: skip
     dynamic = tuple({0: torch.export.Dim("batch", min=1, max=4096)} for _ in inputs) if batched else None
     if isinstance(module, MotionGraph):
         dynamic = (dynamic,)
@@ -304,9 +304,9 @@ def export(
     # two boxes, since one tensor given twice is traced as one input: the mouth would be looked for at the eyes
     mouth, eyes = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.3, 0.3, 0.4, 0.2]])
     picture, boxes = (torch.rand(1, 3, SIZE, SIZE), mouth, eyes), ["picture", "mouth_box", "eyes_box"]
-    _export(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
-    _export(PortraitGraph(renderer), picture, boxes, list(FIELDS), output / "portrait.onnx", False)
-    _export(
+    export_graph(EncoderGraph(renderer), picture, boxes, ["latent"], output / "encoder.onnx", False)
+    export_graph(PortraitGraph(renderer), picture, boxes, list(FIELDS), output / "portrait.onnx", False)
+    export_graph(
         CoefficientsGraph(renderer), (torch.rand(2, renderer.shape.latent),), ["latents"], ["coefficients"],
         output / "coefficients.onnx", True,
     )  # fmt: skip
@@ -318,8 +318,8 @@ def export(
     )  # fmt: skip
     names = ["latents", "noise", "past", "present", "speech", "hears", "statistics", "knows"]
     heard = (torch.rand(2, 2 * window, 64),)
-    _export(SpeechGraph(speech), heard, ["features"], ["speech"], output / "speech.onnx", True)
-    _export(MotionGraph(motion), example, names, ["velocity"], output / "motion.onnx", True)
+    export_graph(SpeechGraph(speech), heard, ["features"], ["speech"], output / "speech.onnx", True)
+    export_graph(MotionGraph(motion), example, names, ["velocity"], output / "motion.onnx", True)
     for name in FILES[1:]:
         point_into_safetensors(output / name, weights)
     config = {

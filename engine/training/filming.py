@@ -14,8 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from engine.renderer import matting
 from engine.renderer.boxes import mouth_box
-from engine.renderer.matte import part, refine
+from engine.renderer.matte import part
 from engine.training.batches import Cache, keypoints_of, lip_gap, mouth_place, uncovered
 from engine.training.modes import EYELIDS, IRISES, LIPS, Modes, fit_modes
 from engine.training.painting import bending, borrow
@@ -44,7 +45,7 @@ def film(still: np.ndarray, matte: np.ndarray, points: np.ndarray, carried: np.n
     """A still (256, 256, 3) uint8 with its matte (128, 128) uint8 as its landmarks (1 + T, 478, 3) tell, those at rest
     first; carried (1 + T, 478, 3): by the head alone. At rest it is left out."""
     rest = points[0]
-    layers = part(still, refine(matte / np.float32(255), still, keypoints_of(rest)))
+    layers = part(still, matting.matte(still, matte / np.float32(255), keypoints_of(rest)))
     look = mouth_place(still, rest, mouth_box(keypoints_of(rest)), sharp=True)
     kept = np.union1d(np.arange(0, len(rest), THINNED), LIPS + EYELIDS + IRISES)
     frames, mattes = [], []

