@@ -9,6 +9,7 @@ from engine.model import Model
 from engine.motion.generator import OFFLINE, Pace
 from engine.performance import Performance, check_form
 from engine.portrait import Portrait
+from engine.renderer.backdrop import Backdrop
 from engine.speech import to_mono
 from engine.style import Style
 
@@ -29,12 +30,12 @@ class Head:
 
     def __init__(
         self, model: Model, portrait: Portrait, *, fps: int = 45, size: int = 512, style: Style | None = None,
-        seed: int = 0, pace: Pace | None = None,
+        seed: int = 0, pace: Pace | None = None, backdrop: Backdrop | None = None,
     ):  # fmt: skip
         check_form(fps, size, seed)
         self.fps = fps
         self._model = model
-        prepared = model.prepare(portrait)
+        prepared = model.prepare(portrait, backdrop)
         self._renderer = model.renderer(prepared, size)
         self.performance = Performance(model, prepared, style or Style(), fps=fps, seed=seed, pace=pace or OFFLINE)
         self._samples = 0

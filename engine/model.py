@@ -6,7 +6,7 @@ One `Model` serves any number of heads; its networks are thread-safe and hold th
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from engine.errors import InputError
 from engine.gather import Network
 from engine.portrait import Portrait
 from engine.renderer import closing, matting, segmenter
+from engine.renderer.backdrop import Backdrop
 from engine.renderer.boxes import mouth_box
 from engine.renderer.cpu import (
     GAUGES,
@@ -217,9 +218,10 @@ class Model:
         """What moves lips, and lids, and nothing else: directions (n, D) each, as long as motion deviates."""
         return tuple(self.arrays[name] * self.arrays["within"] for name in ("lips", "lids"))
 
-    def prepare(self, portrait: Portrait) -> PreparedPortrait:
+    def prepare(self, portrait: Portrait, backdrop: Backdrop | None = None) -> PreparedPortrait:
         """Run the portrait network, once a portrait, a fraction of a second; where it smiles with open lips, they are
-        closed first (see engine/renderer/closing.py), and it is run again."""
+        closed first (see engine/renderer/closing.py), and it is run again.
+        backdrop: shown behind the person, instead of their own background."""
         pixels, keypoints, own_teeth = portrait.pixels, portrait.keypoints, None
         fields, inputs = self._fields(pixels, keypoints)
         found = Outline(*fields["lips"][0].tolist())
@@ -234,7 +236,8 @@ class Model:
         own = self.coefficients(latent)
         blinks = blinking(self.coefficients(latent + self.arrays["blink"]), own)
         matte = matting.matte(portrait.pixels, segmenter.segment(self._segmenter, portrait.pixels), keypoints)
-        return prepare(pixels, matte, keypoints, counts, latent, own, fields, read - latent, blinks, own_teeth)
+        made = prepare(pixels, matte, keypoints, counts, latent, own, fields, read - latent, blinks, own_teeth)
+        return replace(made, backdrop=backdrop)
 
     def _fields(self, pixels: np.ndarray, keypoints: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What the portrait network makes of a picture, and what it was given."""

@@ -41,7 +41,7 @@ _TRAINING = {
     "place": ("place", "teach the renderer where mouths and eyes are, before or between stretches of stage 1"),
     "gauges": ("gauges", "teach the renderer to read how far lips part and eyes close, once the encoder is final"),
     "renderer": ("stage1", "train stage 1, the motion-basis renderer"),
-    "segmenter": ("segmenter", "teach a network where the person is in a portrait"),
+    "person": ("segmenter", "teach a network where the person is in a portrait"),
     "latents": ("latents", "read the motion latents of every clip, for stage 2"),
     "align": ("align", "find how late each clip's sound is against its picture, with a trained motion model"),
     "turn": ("turning", "add to the latents of people who sit still copies whose heads turn as they speak"),
@@ -63,6 +63,7 @@ _COMMANDS = {
 _HEAD_FLAGS = {
     "video.fps": "--fps",
     "video.size": "--size",
+    "video.background": "--background",
     "head.intensity": "--intensity",
     "head.pose": "--pose",
     "head.seed": "--seed",
@@ -95,6 +96,7 @@ _SWITCHES = {"video.badge": "--badge", "head.consent": "--consent", "server.enab
 _METAVARS = {
     "head.pose": "YAW,PITCH,ROLL",
     "head.portrait": "NAME|FILE",
+    "video.background": "blur|#RRGGBB|FILE",
     "engine.weights": "NAME|FOLDER",
     "render.audio": "FILE",
     "render.output": "FILE",

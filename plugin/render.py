@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from engine.errors import InputError
 from engine.portrait import Portrait, load_portrait
+from engine.renderer.backdrop import Backdrop
 from engine.speech import SpeechInput, Voice, read_voice
 from plugin import __version__
 from plugin.badge import Badge
@@ -155,6 +156,7 @@ def start_head(portrait: Portrait, settings: Settings, tell: bool = False) -> Sp
         size=settings.video.size,
         style=Style(intensity=settings.head.intensity, pose=settings.head.pose),
         seed=settings.head.seed,
+        backdrop=Backdrop.of(settings.video.background),
     )
 
 

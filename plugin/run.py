@@ -21,6 +21,7 @@ from engine.decoder import Decoder, DecoderError
 from engine.head import Model, Style
 from engine.model import find_weights
 from engine.portrait import Portrait, load_portrait
+from engine.renderer.backdrop import Backdrop
 from engine.speech import SAMPLE_RATE, SpeechInput, is_silent
 from engine.stream import LATENCIES, Renderer, StreamCore, StreamSettings
 from plugin import signals, worker
@@ -472,7 +473,7 @@ class Studio:
     def prepare(self, picture: Path | bytes | Portrait) -> Any:
         """What heads are made of; takes a second of a core. Raises PortraitError or DecoderError."""
         portrait = picture if isinstance(picture, Portrait) else self.load(picture)
-        return self.model.prepare(portrait)
+        return self.model.prepare(portrait, Backdrop.of(self.settings.video.background))
 
     async def read(self, picture: bytes) -> Portrait:
         """As `load`, at most READERS at once."""

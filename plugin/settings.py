@@ -101,6 +101,11 @@ def _colour_or_blur(value: str) -> str:
     return value
 
 
+def _backdrop(value: str) -> str:
+    """A picture's file is looked for when it is shown."""
+    return _colour_or_blur(value) if value.startswith("#") else value
+
+
 def _origin(value: str) -> str:
     """What a browser sends as Origin: scheme, host and, unless it is the usual one, port."""
     scheme, _, host = value.partition("://")
@@ -152,6 +157,9 @@ class VideoSettings(BaseModel):
 
     fps: Whole = Field(45, ge=1, le=120, description="a whole number from 1 to 120")
     size: Whole = Field(512, ge=128, le=1024, multiple_of=2, description="an even number from 128 to 1024")
+    background: Annotated[str, AfterValidator(_backdrop)] = Field(
+        "", description="blur, a colour such as #202428, or a picture file; none for the portrait's own"
+    )
     badge: Flag = Field(True, description='true for an "AI" badge in the corner, else false')
 
 

@@ -29,14 +29,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose tests need neither a clock nor a network nor other processes, and may run beside others.
 BESIDE = {
-    "test_anchor", "test_architecture", "test_backend", "test_blinks", "test_camera_motion", "test_checkpoint",
-    "test_cli", "test_closing", "test_colour", "test_decoder", "test_downmix", "test_evaluate",
-    "test_evaluate_stills", "test_evaluate_voices", "test_features", "test_file", "test_gather",
-    "test_generator", "test_halo", "test_head", "test_lids", "test_log", "test_loopback", "test_matting",
-    "test_meeting", "test_memory", "test_metrics", "test_packages", "test_painting", "test_parts",
-    "test_portrait", "test_render", "test_renderer", "test_samplers", "test_segmenter", "test_sound_formats",
-    "test_speech", "test_stream", "test_timing", "test_torch_batch", "test_training", "test_utterances",
-    "test_webrtc_bitrate", "test_weights",
+    "test_anchor", "test_architecture", "test_backdrop", "test_backend", "test_blinks", "test_camera_motion",
+    "test_checkpoint", "test_cli", "test_closing", "test_colour", "test_decoder", "test_downmix",
+    "test_evaluate", "test_evaluate_stills", "test_evaluate_voices", "test_features", "test_file",
+    "test_gather", "test_generator", "test_halo", "test_head", "test_lids", "test_log", "test_loopback",
+    "test_matting", "test_meeting", "test_memory", "test_metrics", "test_packages", "test_painting",
+    "test_parts", "test_portrait", "test_render", "test_renderer", "test_samplers", "test_segmenter",
+    "test_sound_formats", "test_speech", "test_stream", "test_timing", "test_torch_batch", "test_training",
+    "test_utterances", "test_webrtc_bitrate", "test_weights",
 }  # fmt: skip
 #: Modules whose tests mostly wait, for clocks, networks and other processes, and do not mind one beside them.
 WAITING = {

@@ -71,7 +71,7 @@ def test_version_and_helps(capsys):
 def test_flags_reach_the_settings(rendered, capsys):
     flags = (
         "--portrait bo --audio v.wav -o o.mp4 --fps 30 --size 256 --intensity 1.5 --pose -5,2.5,-1 --seed 9"
-        " --weights clean"
+        " --weights clean --background #20c040"
     )
     assert run("render", *flags.split(), "--no-badge", "--consent") == 0
     assert capsys.readouterr().out == "rendered\n"
@@ -79,7 +79,7 @@ def test_flags_reach_the_settings(rendered, capsys):
     assert got.engine.weights == "clean"
     assert got.model_dump(include={"head", "video", "render"}) == {
         "head": {"portrait": "bo", "consent": True, "intensity": 1.5, "pose": (-5.0, 2.5, -1.0), "seed": 9},
-        "video": {"fps": 30, "size": 256, "badge": False},
+        "video": {"fps": 30, "size": 256, "background": "#20c040", "badge": False},
         "render": {"audio": "v.wav", "output": "o.mp4"},
     }
 
@@ -124,6 +124,7 @@ def test_the_config_file_of_the_project_shows_the_defaults():
         (["--fps", "0"], "--fps 0: give a whole number from 1 to 120"),
         (["--fps", "29.97"], "--fps 29.97: give a whole number"),
         (["--size", "513"], "--size 513: give an even number from 128 to 1024"),
+        (["--background", "#12"], "--background #12: give blur, a colour such as #202428, or a picture file"),
         (["--size", "2048"], "--size 2048: give an even number from 128 to 1024"),
         (["--intensity", "nan"], "--intensity nan: give a number from 0"),
         (["--intensity", "2.1"], "--intensity 2.1: give a number from 0"),
@@ -364,6 +365,7 @@ GIVEN = {
     "--port": ("81", 81, ""),
     "--fps": ("30", 30, ""),
     "--size": ("256", 256, ""),
+    "--background": ("blur", "blur", ""),
     "--intensity": ("1.5", 1.5, ""),
     "--pose": ("-5,2.5,-1", (-5.0, 2.5, -1.0), ""),
     "--seed": ("9", 9, ""),

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from engine.renderer import lids, lips
+from engine.renderer.backdrop import Backdrop
 from engine.renderer.boxes import eyes_box, mouth_box
 from engine.renderer.inside import Inside, Place, apart, uncovered
 from engine.renderer.lids import Lids
@@ -89,7 +90,7 @@ class PreparedPortrait:
     and how far what it holds is shown (2, h, w), see inside.py; of the eyes the colours of closed lids, how far down
     their way a place lies, whether they come there, and how light their lashes are (6, h, w), see lids.py. misread
     (D,): what the encoder says too much of this face, see engine/anchor.py; blinking: how much further its lids close
-    than the gauge says, as a factor."""
+    than the gauge says, as a factor; backdrop: what is shown behind the person, if not their own background."""
 
     pixels: np.ndarray
     matte: np.ndarray
@@ -102,6 +103,7 @@ class PreparedPortrait:
     inside: Inside
     misread: np.ndarray
     blinking: float = 1.0
+    backdrop: Backdrop | None = None
 
 
 def portrait_inputs(pixels: np.ndarray, keypoints: np.ndarray) -> dict[str, np.ndarray]:
@@ -237,7 +239,8 @@ def fine_layers(portrait: PreparedPortrait, size: int) -> Layers:
     crisp[..., :3] = cv2.addWeighted(colours, 1 + CRISP, cv2.GaussianBlur(colours, (0, 0), CRISP_BLUR), -CRISP, 0)
     fine = cv2.resize(crisp, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_LANCZOS4)
     fine[FINER // 2 :: FINER, FINER // 2 :: FINER] = plain.front
-    return Layers(beyond(fine, FINER * margin(size)), plain.back)
+    back = plain.back if portrait.backdrop is None else portrait.backdrop.behind(plain.back)
+    return Layers(beyond(fine, FINER * margin(size)), back)
 
 
 def mix(weights: np.ndarray, fields: np.ndarray, out: np.ndarray) -> np.ndarray:

