@@ -22,7 +22,7 @@ def head_of(weights, ada_portrait) -> Callable[..., Head]:
     """Makes heads on one model and one portrait, which is prepared once: that is the dear part."""
     model = Model.load(weights)
     prepared = model.prepare(ada_portrait)
-    object.__setattr__(model, "prepare", lambda portrait: prepared)
+    object.__setattr__(model, "prepare", lambda portrait, backdrop=None: prepared)
 
     def make(fps: int = 25, seed: int = 0, **more: object) -> Head:
         return Head(model, ada_portrait, fps=fps, size=SIZE, seed=seed, **more)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.renderer.lips import smoothstep
 from engine.renderer.matting import disc
 
 #: The side at which mirrors are laid, and what none shows is filled in: both are smooth, whatever the picture's size.
@@ -22,9 +23,11 @@ ACROSS, SMOOTH = 2, 1 / 32
 FADE = 1 / 50
 #: Where less than this of a pixel is background, it is filled in.
 SEEN = 0.97
-#: So far around the person, in sides of the picture, and where two thirds of a pixel there are theirs, nothing of the
+#: So far around the person, in sides of the picture, and where a fifth of a pixel there is theirs, nothing of the
 #: background is believed: the rest of a hair is there.
-RIM, HIDES = 3 / 512, 1.5
+RIM, HIDES = 3 / 512, 5.0
+#: So far from what is known, in sides of the picture, mirror images begin to be seen, and nothing else is.
+DEEP = (2 / 512, 12 / 512)
 #: So many levels of 255 a picture at rest may be brighter than the portrait.
 LEVEL = np.float32(1)
 #: The mirror image of which a crown is made is drawn out so many times: what ends just below the edge does not end just
@@ -112,8 +115,10 @@ def behind(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
         there *= share
         shown += image * there[..., None]
         amount += there
-    # half is enough: where one of both shows nothing, the other does
-    sure = (2 * amount).clip(max=1)
+    # half is enough: where one of both shows nothing, the other does; right beside what is known, what lies around is
+    # nearer to the truth than any mirror image
+    deep = cv2.distanceTransform((known < SEEN).astype(np.uint8), cv2.DIST_L2, 3) / np.float32(size)
+    sure = (2 * amount).clip(max=1) * smoothstep(deep, *DEEP)
     return shown * (sure / np.maximum(amount, 1e-4))[..., None] + filled * (1 - sure)[..., None]
 
 
