@@ -67,7 +67,7 @@ class LoudnessModel:
     def ways(self):
         return self.arrays["lips"], self.arrays["lids"]
 
-    def prepare(self, picture):
+    def prepare(self, picture, backdrop=None):
         return portrait()
 
     def renderer(self, prepared, size):

@@ -105,7 +105,9 @@ def bed(tmp_path, monkeypatch):
     """What measures heads of a small model; `more` is done with each picture."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_sessions, "WARM_UP_SECONDS", 0.2)
-    monkeypatch.setattr(LoudnessModel, "prepare", lambda _, picture: portrait(float(picture.pixels.mean()), 0.0, 0.0))
+    monkeypatch.setattr(
+        LoudnessModel, "prepare", lambda _, picture, backdrop=None: portrait(float(picture.pixels.mean()), 0.0, 0.0)
+    )
     settings = load_settings({"video.size": 128, "live.latency": "interactive"})
 
     def make(more=lambda portrait: None, encode: str = "none") -> bench_sessions.Bed:
