@@ -249,7 +249,7 @@ class Speech:
 
 
 @dataclass
-class Allowance:
+class RateLimit:
     """How often something may be done: `rate` times a second, `burst` times at once."""
 
     rate: float
@@ -401,7 +401,7 @@ class Sender:
     async def _read(self) -> bool:
         """Until it closes; whether normally."""
         clock = asyncio.get_running_loop().time
-        allowance = Allowance(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
+        limit = RateLimit(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
         while True:
             message = await self.socket.receive()
             if message.type is WSMsgType.BINARY:
@@ -416,7 +416,7 @@ class Sender:
                 return message.data in _NORMAL
             elif message.type is not WSMsgType.PONG:
                 return False
-            wait = allowance.spend(clock())
+            wait = limit.spend(clock())
             await asyncio.sleep(wait)  # even of 0: receive does not let go while there is more
             if wait and self.peer() == "gone":
                 return False

@@ -166,8 +166,15 @@ async function watchOnce() {
     return performance.now() - began;
   } finally {
     connected = false;
+    showStill();
     session.close();
   }
+}
+
+// Browsers show black where a stream was: the portrait is shown until pictures come again.
+function showStill() {
+  root.classList.remove("has-picture");
+  mark(current);
 }
 
 // Resolves when pictures stop coming, however well the connection looks.
@@ -201,8 +208,7 @@ function finish(why) {
   if (telling) stopFile();
   $("upload").close();
   for (const each of document.querySelectorAll(".side button, .side input")) each.disabled = true;
-  root.classList.remove("has-picture"); // browsers show black where a stream was
-  mark(current);
+  showStill();
   figures();
   show();
 }

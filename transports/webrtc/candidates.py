@@ -1,7 +1,7 @@
 """ICE candidates that a peer tells: which of them are checked, and how many.
 
 Whoever sends candidates decides where connectivity checks go, so what is no address of one host is not sent to, and one
-peer gets no more than an Allowance of them (RFC 8445 section 19.5.1, RFC 8838 section 19).
+peer gets no more than a CandidateQuota of them (RFC 8445 section 19.5.1, RFC 8838 section 19).
 """
 
 import ipaddress
@@ -63,7 +63,7 @@ def _is_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 @dataclass
-class Allowance:
+class CandidateQuota:
     """What is left for one peer to have checked. left: candidates; hosts: addresses and names that it told."""
 
     left: int = MAX_CANDIDATES

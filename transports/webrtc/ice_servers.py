@@ -4,7 +4,7 @@ the TURN servers, which those URIs have no place for."""
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transports.media import TransportError
 
@@ -88,10 +88,7 @@ def ice_servers(urls: Sequence[str], username: str = "", password: str = "") -> 
             "turn_username and turn_password: there is no TURN server among ice_servers to use them at"
         )
     return [
-        IceServer(each.url, each.scheme, each.host, each.port, each.transport, username, password)
-        if each.is_turn
-        else each
-        for each in servers
+        replace(each, username=username, password=password) if each.is_turn else each for each in servers
     ]
 
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiortc import RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 
-from transports.webrtc.candidates import Allowance, is_name, read_candidate
+from transports.webrtc.candidates import CandidateQuota, is_name, read_candidate
 from transports.webrtc.description import unreadable
 from transports.webrtc.dtls import take_rsa
 from transports.webrtc.ice_servers import IceServer
@@ -48,7 +48,7 @@ class Session:
         self.connected: list[Callable[[], None]] = []
         self.ufrags: frozenset[str] = frozenset()
         self.routes: Mapping[str, str] = {}
-        self._allowance = Allowance()
+        self._quota = CandidateQuota()
         self._lookups: set[asyncio.Task] = set()
         self._over: asyncio.Task | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Session:
         await self.connection.setLocalDescription()
 
     async def add(self, candidates: Iterable[tuple[str, RTCIceCandidate]]) -> None:
-        """Have candidates checked, as far as this peer's allowance goes. candidates: (mid of the part that it was told
+        """Have candidates checked, as far as this peer's quota goes. candidates: (mid of the part that it was told
         for, "" for the first one; candidate). That no more come is not told to aiortc: a peer comes by its own checks,
         too, and aiortc would fail at once where it was told of no candidate.
 
@@ -94,7 +94,7 @@ class Session:
         first = next(iter(self.routes.values()), None)
         for mid, candidate in candidates:
             route = self.routes.get(mid) if mid else first
-            if route is None or not self._allowance.admits(candidate):
+            if route is None or not self._quota.admits(candidate):
                 continue
             candidate.sdpMid = route
             if is_name(candidate):
