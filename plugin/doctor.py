@@ -255,6 +255,14 @@ def doctor(config: Path | None) -> bool:
     return fine
 
 
+#: What else each look of config_check hangs on, beside the setting that it is named after.
+_BESIDE = {
+    "live.outputs": ("whip.url", "whip.token", "whip.ice_servers", "whip.turn_username", "whip.turn_password"),
+    "server.host": ("server.token",),
+    "webrtc.ice_servers": ("webrtc.turn_username", "webrtc.turn_password"),
+}
+
+
 def config_check(config: Path | None) -> bool:
     """Print a line for every setting that cannot be used; whether there is none."""
     from engine.speech import read_voice
@@ -282,7 +290,14 @@ def config_check(config: Path | None) -> bool:
         ("render.audio", lambda known: known.render.audio and read_voice(Path(known.render.audio))),
         ("voice.file", lambda known: known.live.source == "file" and make_source(known)),
     ]
+    refused = tuple(problems)
+
+    def is_refused(setting: str) -> bool:
+        return any(problem.startswith(f"{where(setting, config)}:") for problem in refused)
+
     for setting, look in looks if settings else []:
+        if any(map(is_refused, (setting, *_BESIDE.get(setting, ())))):
+            continue  # what is looked at then is a default in its place, of which nothing is to be told
         try:
             look(settings)
         except ValueError as error:

@@ -10,12 +10,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from engine import picture
+from engine.decoder import Decoded
+
 
 def encode(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode_here(data: bytes) -> Decoded:
+    """As an engine.decoder.Decoder, without a process: for tests of what becomes of a picture that was decoded."""
+    made = picture.decode(data)
+    return Decoded(np.frombuffer(made.pixels, np.uint8).reshape(made.height, made.width, 3), made.reduced)
 
 
 def chunk(name: bytes, body: bytes) -> bytes:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import UNLIMITED, chunk, encode, icc, many_scans, png
+from pictures import UNLIMITED, chunk, decode_here, encode, icc, many_scans, png
 from PIL import Image
 
 from engine import decoder as decoder_module
 from engine import picture, portrait
-from engine.decoder import Decoded, Decoder, DecoderError
+from engine.decoder import Decoder, DecoderError
 from engine.formats import PictureError
 from engine.picture import decode
 from engine.portrait import PortraitError, load_portrait
@@ -145,11 +145,7 @@ def test_a_large_picture_is_halved_and_its_face_counted_in_its_own_pixels(ada, k
     small = np.full((700, 900, 3), 90, np.uint8)
     small[100:400, 200:500] = cv2.resize(ada, (300, 300), interpolation=cv2.INTER_AREA)
     with pytest.raises(PortraitError, match=r"only 1\d\d x 1\d\d pixels, at least 192 are needed"):
-        load_portrait(encode(small), decode=lambda data: as_decoded(decode(data)))
-
-
-def as_decoded(made: picture.Picture) -> Decoded:
-    return Decoded(np.frombuffer(made.pixels, np.uint8).reshape(made.height, made.width, 3), made.reduced)
+        load_portrait(encode(small), decode=decode_here)
 
 
 def test_a_crowd_is_no_portrait(ada, monkeypatch):
@@ -163,7 +159,7 @@ def test_a_crowd_is_no_portrait(ada, monkeypatch):
     boxes = np.array([face.box for face in faces])
     assert all((overlaps(box, np.delete(boxes, index, axis=0)) < 0.3).all() for index, box in enumerate(boxes))
     with pytest.raises(PortraitError, match="two faces of like size"):
-        load_portrait(encode(crowd), decode=lambda data: as_decoded(decode(data)))
+        load_portrait(encode(crowd), decode=decode_here)
 
 
 # --- the process

@@ -972,6 +972,17 @@ def refused_by_config_check(text: str, told: str, capsys) -> str:
         ("[head]\nportrait = 'me.jpg'", "me.jpg: not a bundled portrait"),
         ("[webrtc]\ncodecs = ['vp8', 'vp8']\n[server]\nport = 0", "webrtc codecs 'vp8, vp8': give vp8, h264 or both"),
         ("[webrtc]\nice_servers = ['turn:example.org']\n[server]\nport = 0", "ICE server 'turn:example.org': a TURN"),
+        # nothing is told of the defaults that are looked at in place of what is refused
+        (
+            "[webrtc]\nice_servers = ['turn:u:p@h']\nturn_username = 'u'\nturn_password = 'p'\n[server]\nport = 0",
+            "config.toml: webrtc.ice_servers = ***: give a list of stun:HOST:PORT",
+        ),
+        (
+            "[live]\noutputs = ['whip']\n[whip]\nurl = 'https://h/whip'\nice_servers = ['turn:u:p@h']\n"
+            "turn_username = 'u'\nturn_password = 'p'\n[server]\nport = 0",
+            "config.toml: whip.ice_servers = ***: give a list of stun:HOST:PORT",
+        ),
+        ("[server]\nhost = '0.0.0.0'\ntoken = 'short'\nport = 0", "config.toml: server.token = ***: give 8 or more"),
         ("[engine]\nweights = '/nowhere'\n[server]\nport = 0", "/nowhere: no config.json; give one of research, clean"),
     ],
 )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import chunk, encode, png
+from pictures import chunk, decode_here, encode, png
 from PIL import Image, ImageCms
 
 from engine import portrait
+from engine.decoder import Decoder
 from engine.errors import InputError
 from engine.picture import BACKDROP
 from engine.portrait import (
@@ -69,10 +70,18 @@ def refusal(source: object) -> str:
     return message
 
 
+@pytest.fixture(autouse=True, scope="module")
+def decoded_here():
+    """Without a process for each of some hundred pictures; the process is tested in test_decoder.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portrait, "Decoder", lambda: decode_here)
+        yield
+
+
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_portraits_stay_as_they_are(assets, name):
     path = assets / "portraits" / f"{name}.jpg"
-    made = load_portrait(path)
+    made = load_portrait(path, decode=Decoder())
     assert np.array_equal(made.pixels, np.asarray(Image.open(path)))
     assert made.pixels.flags.c_contiguous and made.pixels.dtype == np.uint8
     assert made.keypoints.shape == (5, 2) and made.keypoints.dtype == np.float32
