@@ -7,6 +7,7 @@
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -196,6 +197,9 @@ def test_a_person_watches_and_is_heard(chromium, tmp_path):
         assert viewer.hosts == {head.address}
         assert head.terminate() < 10
         viewer.page.wait_for_selector("#state:text('Reconnecting')")
+        viewer.page.wait_for_function("() => getComputedStyle(document.getElementById('video')).opacity === '0'")
+        lost = Image.open(io.BytesIO(viewer.page.locator("#frame").screenshot()))
+        assert np.asarray(lost.convert("L")).mean() > 50  # the portrait: Chromium shows black where a stream was
     said = head.said()
     assert "Traceback" not in said, said
     recording = probe(tmp_path / "head" / "out.mp4")

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from test_server import live, serving, until
+from test_server import live, serving
 from test_server_run import Child
+from webrtc_peers import until
 
 from plugin.connections import Limits, allowed, origin_of
 

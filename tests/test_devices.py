@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_live import Screen, live, show
+from webrtc_peers import until
 
 from plugin import doctor, run
 from plugin.settings import settings_for_measuring
@@ -49,13 +50,6 @@ class Stuck(Screen):
     def close(self):
         self._drive("close")
         super().close()
-
-
-async def until(found, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 def test_a_device_that_does_not_answer_is_named_and_the_others_are_looked_after(monkeypatch):

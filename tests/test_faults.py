@@ -28,8 +28,8 @@ from browsing import LiveHead, Program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_fakes import LatentRenderer, LoudnessModel
-from test_server import serving, until
-from webrtc_peers import ALONE, Viewer, offer, post, watching
+from test_server import serving
+from webrtc_peers import ALONE, Viewer, offer, post, until, watching
 
 from plugin.run import make_show
 from plugin.server import listen

@@ -12,9 +12,9 @@ import aioice
 import pytest
 from browsing import Program
 from test_faults import pictures
-from test_server import serving, told, until, words
+from test_server import serving, told, words
 from test_sessions import ask, create, room
-from webrtc_peers import Viewer, watching
+from webrtc_peers import Viewer, until, watching
 
 from engine.head import Model
 from engine.renderer.cpu import CpuRenderer

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reverse_proxy import ReverseProxy
 from test_connections import health, peers, request, statuses
-from test_server import FACE, TOKEN, live, serving, until
-from webrtc_peers import watching
+from test_server import FACE, TOKEN, live, serving
+from webrtc_peers import until, watching
 
 from plugin import room as room_module
 from plugin.connections import Limits

@@ -18,6 +18,8 @@ from browsing import write_wav
 from live_fakes import LatentRenderer, LoudnessModel
 from pictures import UNLIMITED, many_scans
 from prometheus_client.parser import text_string_to_metric_families
+from wav_files import wav
+from webrtc_peers import until
 
 from engine import decoder as decoder_module
 from engine.features import SAMPLE_RATE
@@ -111,13 +113,6 @@ async def serving(token: str = "", model=None, renderer=LatentRenderer, limits: 
 
 def live(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 30))
-
-
-async def until(what, seconds: float = 8.0):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        await asyncio.sleep(0.01)
 
 
 # --- the page, and what every answer says
@@ -773,15 +768,6 @@ def test_another_rate_and_two_channels():
     assert np.abs(spoken).max() == pytest.approx(12_000 / 32768, rel=0.05)
 
 
-def wav_file(samples: np.ndarray, rate: int, size: int | None = None) -> bytes:
-    """samples: (n,) or (n, channels) of 16 bits. size: what it says of its length, if it is wrong."""
-    data, channels = samples.tobytes(), 1 if samples.ndim == 1 else samples.shape[1]
-    size = len(data) if size is None else size
-    form = struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * rate * channels, 2 * channels, 16)
-    head = b"WAVEfmt " + form + b"data" + struct.pack("<I", size)
-    return b"RIFF" + struct.pack("<I", min(36 + size, 0xFFFFFFFF)) + head + data
-
-
 def test_the_header_of_a_wav_file_wins_and_is_not_heard():
     """Two utterances, each with its header, and one without; the first is cut within its header."""
     sent = words(0.5)
@@ -790,7 +776,7 @@ def test_the_header_of_a_wav_file_wins_and_is_not_heard():
         async with serving() as served, served.speak("?rate=48000&channels=2&encoding=f32le") as socket:
             played = []
             for size, cuts in ((0xFFFFFFFF, [5, 21]), (None, [1000])):
-                file = wav_file(sent, SAMPLE_RATE, size)
+                file = wav(sent.tobytes(), rate=SAMPLE_RATE, size=size)
                 for piece in np.split(np.frombuffer(file, np.uint8), cuts):
                     await socket.send_bytes(piece.tobytes())
                 await socket.send_json({"type": "end"})
@@ -819,7 +805,8 @@ def test_a_voice_in_any_of_many_channels_is_as_loud_as_in_one():
                 query = f"?rate=24000&channels={len(gains)}" if turn % 2 else ""
                 before = len(served.screen.sound)
                 async with served.speak(query) as socket:
-                    await socket.send_bytes(samples.tobytes() if turn % 2 else wav_file(samples, 24_000))
+                    data = samples.tobytes()
+                    await socket.send_bytes(data if turn % 2 else wav(data, channels=len(gains)))
                     await socket.send_json({"type": "end"})
                     assert (await told(socket, "played"))["seconds"] == pytest.approx(0.3, abs=0.001)
                 heard = served.screen.sound[before:]

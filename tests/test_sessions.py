@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from live_fakes import LatentRenderer, LoudnessModel
 from prometheus_client.parser import text_string_to_metric_families
-from test_server import FACE, TOKEN, live, serving, told, until, words
-from webrtc_peers import watching
+from test_server import FACE, TOKEN, live, serving, told, words
+from webrtc_peers import until, watching
 
 from engine.stream import LATENCIES
 from plugin import live as live_module

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from wav_files import wav
 
 from transports.media import TransportError
 from transports.pcm import PcmSource
@@ -21,30 +22,12 @@ from transports.sound_formats import PcmForm, SoundReader, decode, recognise, so
 
 RATE = 24_000
 UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36)
-EXTENSIBLE_GUID = bytes.fromhex("000000001000800000aa00389b71")
 
 
 def tone(seconds: float = 0.25, rate: int = RATE, channels: int = 1) -> np.ndarray:
     """(n, channels) int16, each channel of another loudness."""
     sound = np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
     return np.stack([8000 * sound / (1 + c) for c in range(channels)], axis=1).astype("<i2")
-
-
-def wav(
-    data: bytes, tag: int = 1, bits: int = 16, rate: int = RATE, channels: int = 1, size: int | None = None,
-    extensible: bool = False, before: bytes = b"", after: bytes = b"",
-) -> bytes:  # fmt: skip
-    """A WAV file. size: what the header says of its data, if it is wrong; before, after: chunks around it."""
-    block = channels * bits // 8
-    form = struct.pack("<HHIIHH", 0xFFFE if extensible else tag, channels, rate, rate * block, block, bits)
-    if extensible:
-        form += struct.pack("<HHIH", 22, bits, (1 << channels) - 1, tag) + EXTENSIBLE_GUID
-    elif tag != 1:
-        form += b"\0\0"
-    after = b"\0" * (len(data) % 2) + after
-    told = len(data) if size is None else size
-    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + before + b"data" + struct.pack("<I", told) + data + after
-    return b"RIFF" + struct.pack("<I", len(body) if size is None else min(size + 36, 0xFFFFFFFF)) + body
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
