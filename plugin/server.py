@@ -115,10 +115,10 @@ class Server:
 
     async def serve(self, show: Show) -> None:
         """Answer until cancelled; then all peers are told, within seconds."""
-        allowed = self._settings.server
+        asked = self._settings.server
         first = b"" if show.own is None else thumbnail(show.own)
         self.room = Room(show, self.broadcast, picture=first)
-        self.sessions = Sessions(self.room, allowed.sessions, allowed.session_idle)
+        self.sessions = Sessions(self.room, asked.sessions, asked.session_idle)
         self.connections = Connections(self.limits, lambda each: Connection(runner.server, each, logger=_log))
         self._metrics = Metrics(show, self._figures, self.sessions)
         runner = web.AppRunner(self.app(), handle_signals=False, shutdown_timeout=CLOSE_SECONDS / 4)

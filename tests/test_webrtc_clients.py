@@ -64,7 +64,8 @@ class Client:
 
     async def waits(self, condition) -> None:
         try:
-            await until(condition, 20)
+            await until(lambda: condition() or self.process.returncode is not None, 20)
+            assert condition()
         except AssertionError:
             raise AssertionError("".join(self.lines)) from None
 

@@ -16,6 +16,11 @@ class TransportError(ValueError):
     """A device, file or peer that cannot be used. The message is one line: which, why, and what to do."""
 
 
+def one_line(error: object) -> str:
+    """What an error says, whose text may have several lines, as part of such a message."""
+    return " ".join(str(error).split())
+
+
 @dataclass(frozen=True)
 class MediaFormat:
     """What a sink will be given. width, height: pixels, even; fps: whole frames a second; audio_rate: Hz, mono."""

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from transports.media import Deliver, TransportError
+from transports.media import Deliver, TransportError, one_line
 from transports.sound_formats import ENCODINGS, PcmForm, Sound, SoundReader
 
 CHUNK_SECONDS = 0.02
@@ -53,7 +53,7 @@ class PcmSource:
                 if not data:
                     break
         except (OSError, ValueError) as error:
-            self.failure = " ".join(f"standard input: {error}".split())
+            self.failure = f"standard input: {one_line(error)}"
         if not self._stop.is_set():
             ended()
 

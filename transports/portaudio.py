@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from transports.media import TransportError
+from transports.media import TransportError, one_line
 
 #: Devices that came or went are noticed this long after; opening is tried again with growing pauses up to the last.
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
@@ -37,7 +37,7 @@ def load_sounddevice() -> ModuleType:
         # PyPI's wheel brings PortAudio for Windows and macOS only
         raise TransportError("sound devices need PortAudio: sudo apt-get install libportaudio2") from None
     except Exception as error:  # of sounddevice's own, which is not there to be named
-        raise TransportError(f"sound devices cannot be used: {' '.join(str(error).split())}") from None
+        raise TransportError(f"sound devices cannot be used: {one_line(error)}") from None
 
 
 def list_anew(module: ModuleType) -> None:
@@ -51,7 +51,7 @@ def list_anew(module: ModuleType) -> None:
     try:
         initialize()
     except module.PortAudioError as error:
-        raise TransportError(f"sound devices cannot be listed ({' '.join(str(error).split())})") from error
+        raise TransportError(f"sound devices cannot be listed ({one_line(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class DeviceStream:
             self._stream.start()
         except errors as error:
             self._drop()
-            raise TransportError(f"{failed} ({' '.join(str(error).split())})") from error
+            raise TransportError(f"{failed} ({one_line(error)})") from error
 
     def beat(self) -> float:
         """A block came; the time."""

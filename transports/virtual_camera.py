@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from transports import loopback
-from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.media import LazySink, MediaFormat, MediaFrame, TransportError, one_line
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 #: A camera that took nothing for so long is dead, whatever it says: drivers report failures to standard error only.
@@ -137,7 +137,7 @@ class VirtualCameraSink(LazySink):
         except ModuleNotFoundError:
             raise TransportError("the camera needs the package pyvirtualcam: pip install pyvirtualcam") from None
         except ImportError as error:
-            raise TransportError(f"the package pyvirtualcam cannot be used: {' '.join(str(error).split())}") from None
+            raise TransportError(f"the package pyvirtualcam cannot be used: {one_line(error)}") from None
         options = self._options
         device, backend = options.device or None, options.backend or None
         if device is None and backend in (None, "v4l2loopback") and sys.platform == "linux":
@@ -153,7 +153,7 @@ class VirtualCameraSink(LazySink):
                     width, height, self._fps, fmt=pyvirtualcam.PixelFormat.I420, device=device, backend=backend
                 )
         except (RuntimeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             mend = MEND.get(sys.platform, "see `ifmdm doctor`")
             if "is not a video output device" in reason:
                 mend = "another program is showing something on it: end that, or take another device"
@@ -230,7 +230,7 @@ class VirtualCameraSink(LazySink):
                         raise RuntimeError("the device is gone")
                 self._camera.send(picture)
             except Exception as error:  # whatever a driver does, the other outputs go on
-                self._problem = f"{self.device or 'camera'}: {' '.join(str(error).split())}; trying again"
+                self._problem = f"{self.device or 'camera'}: {one_line(error)}; trying again"
                 self._disconnect()
                 if not self._reconnect(tries):
                     return

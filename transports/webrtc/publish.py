@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 from aiortc import RTCSessionDescription
 
-from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
+from transports.media import LazySink, MediaFormat, MediaFrame, TransportError, one_line
 from transports.webrtc.answers import read_answer
 from transports.webrtc.broadcast import Broadcast, close_from_thread
 from transports.webrtc.encoders import can_encode
@@ -157,9 +157,9 @@ class WhipSink(LazySink):
                 except Refusal as refusal:
                     reason = f"its answer cannot be taken: {refusal}"
                 except (ClientError, TimeoutError, OSError) as error:
-                    reason = " ".join(str(error).split()) or "no answer in time"
+                    reason = one_line(error) or "no answer in time"
                 except Exception as error:  # an answer that aiortc cannot make sense of
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    reason = f"{type(error).__name__}: {one_line(error)}"
                 tries = 0 if time.monotonic() - began > GOOD_SECONDS else tries + 1
                 longest = min(MAX_PAUSE_SECONDS, self._pause * 2 ** min(max(0, tries - 1), 16))
                 pause = max(after, longest * random.uniform(0.5, 1.0))
