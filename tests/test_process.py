@@ -334,7 +334,10 @@ RecordingSink.close = slow
         for line in head.stdout:
             if "is live" in line:
                 break
-        time.sleep(2.5)  # the first piece is on the disk
+        until = time.monotonic() + 20
+        while not any(b"moov" in part.read_bytes() for part in tmp_path.glob(".a-*.part")):  # the first piece
+            assert time.monotonic() < until, "nothing was recorded"
+            time.sleep(0.05)
         head.send_signal(signal.SIGINT)
         head.send_signal(signal.SIGINT)  # the same one, on another way
         assert head.stdout.readline() == "closing\n"
