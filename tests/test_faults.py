@@ -28,7 +28,7 @@ from browsing import LiveHead, Program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_fakes import LatentRenderer, LoudnessModel
-from test_server import serving
+from test_server import POOLS, serving
 from webrtc_peers import ALONE, Viewer, offer, post, until, watching
 
 from plugin.run import make_show
@@ -95,8 +95,8 @@ def test_nothing_stays_of_fifty_that_came_and_went():
         return {
             "tasks": len(asyncio.all_tasks()),
             "files": len(os.listdir("/proc/self/fd")),
-            # but asyncio's own pool, which grows to its size
-            "threads": sum(not each.name.startswith("asyncio_") for each in threading.enumerate()),
+            # but those of pools, which grow to their size
+            "threads": sum(not each.name.startswith(POOLS) for each in threading.enumerate()),
             "peers": sum(isinstance(each, RTCPeerConnection) for each in gc.get_objects()),
         }
 

@@ -40,6 +40,8 @@ from transports.websocket import Utterance, parse_form
 
 TOKEN = "correct-horse"
 FACE = bundled_portraits()["bo"].read_bytes()
+#: How the threads of pools are called, which start as they are needed, up to a number, and stay.
+POOLS = ("asyncio_", "picture_", "portrait_")
 
 
 @pytest.fixture(autouse=True)

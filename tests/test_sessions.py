@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from live_fakes import LatentRenderer, LoudnessModel
 from prometheus_client.parser import text_string_to_metric_families
-from test_server import FACE, TOKEN, live, serving, told, words
+from test_server import FACE, POOLS, TOKEN, live, serving, told, words
 from webrtc_peers import until, watching
 
 from engine.stream import LATENCIES
@@ -19,7 +19,7 @@ from plugin import live as live_module
 from plugin import room as room_module
 from plugin import sessions as sessions_module
 from plugin.render import find_portrait
-from plugin.run import Studio
+from plugin.run import MAKERS, Studio
 from plugin.sessions import Cost, capacity, cores, cost
 from plugin.settings import SettingsError, load_settings
 from transports.webrtc.options import WebRtcOptions
@@ -452,7 +452,7 @@ def test_nothing_stays_of_sessions_that_came_and_went():
                 assert (await ask(served, "DELETE", path))[0] == 204
 
             def held():
-                threads = [each.name for each in threading.enumerate() if not each.name.startswith("asyncio_")]
+                threads = [each.name for each in threading.enumerate() if not each.name.startswith(POOLS)]
                 tasks = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
                 # the client keeps as many connections as it once needed
                 return len(threads), sum(name != "RequestHandler.start" for name in tasks)
@@ -463,6 +463,7 @@ def test_nothing_stays_of_sessions_that_came_and_went():
             for turn in range(6):
                 await asyncio.gather(*(visit(turn) for _ in range(2)))
             await until(lambda: held()[0] <= before[0] and held()[1] <= before[1])
+            await until(lambda: sum(each.name.startswith("portrait_") for each in threading.enumerate()) <= MAKERS)
             sessions = served.server.sessions
             assert (sessions.count, sessions.created, sessions.ended["deleted"]) == (0, 14, 14)
             assert sessions.counts()["made"] == sessions._past["made"] > 0
