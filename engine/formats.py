@@ -14,7 +14,11 @@ _FOREIGN = {
     "GIF": lambda head: head.startswith(b"GIF8"),
     "BMP": lambda head: head.startswith(b"BM"),
     "TIFF": lambda head: head[:4] in (b"II*\0", b"MM\0*"),
-    "HEIC": lambda head: head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"),
+    "HEIC": lambda head: head[4:8] == b"ftyp"
+    and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+    "JPEG XL": lambda head: head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    "JPEG 2000": lambda head: head.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")),
+    "PSD": lambda head: head.startswith(b"8BPS"),
     "AVIF": lambda head: head[4:12] in (b"ftypavif", b"ftypavis"),
     "PDF": lambda head: head.startswith(b"%PDF"),
     "SVG": lambda head: b"<svg" in head,

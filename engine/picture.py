@@ -37,6 +37,8 @@ MAX_BETWEEN = 65_536
 MAX_PROFILE = 16_000_000
 #: For all that the process holds, where the system can limit that.
 MEMORY = 768 << 20
+#: It ends itself then, if whoever started it was killed. More than engine.decoder waits.
+CPU_SECONDS = 20
 #: What shows through a transparent picture: light, and without a colour of its own.
 BACKDROP = (208, 208, 208)
 
@@ -99,6 +101,8 @@ def _parts(kind: str) -> Iterator[None]:
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOS, _EOI, _BARE = 0xDA, 0xD9, (0x01, 0xD8)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+#: Lossless, and hierarchical: in no browser, and not in libjpeg-turbo.
+_RARE_SOF = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF))
 
 
 def check_jpeg(data: bytes) -> None:
@@ -119,6 +123,8 @@ def check_jpeg(data: bytes) -> None:
         if marker in _SOF:
             height, width = struct.unpack(">HH", data[at + 3 : at + 7].ljust(4, b"\0"))
             check_size(width, height, "JPEG")
+            if marker in _RARE_SOF or data[at + 2 : at + 3] not in (b"", b"\x08"):
+                raise PictureError("a JPEG that is lossless, hierarchical or of 12 bits is not supported; save it anew")
         elif marker == _SOS:
             scans += 1
             if scans > MAX_SCANS:
@@ -336,6 +342,7 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     pixels = b""
     try:
         picture = decode(sys.stdin.buffer.read())

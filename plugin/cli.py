@@ -5,7 +5,9 @@ sees torch.
 """
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,14 @@ _EXTRAS = {
     "mediapipe": "evaluate",
     "dlib": "evaluate",
     "face_recognition_models": "evaluate",
+}
+# What a system may run out of, and what to do then.
+_SHORTAGES = {
+    errno.EMFILE: "allow this process more open files: ulimit -n 1024",
+    errno.ENFILE: "end other programs",
+    errno.ENOMEM: "close other programs, or allow this one more: ulimit -v",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk",
 }
 _TRAINING = {
     "prepare": ("prepare", "cut clips into training frames with landmarks and mattes"),
@@ -134,9 +144,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; None takes the program's own. Returns the exit status.
 
-    0: done. 2: something given is wrong, said in one line. 1: our fault. 130: interrupted. Raises SystemExit with 0
-    after a help text, 2 for a command line that cannot be read, 143 and 129 for SIGTERM and SIGHUP in the middle of
-    something that had to be undone.
+    0: done. 2: something given is wrong, said in one line. 1: our fault, or the system has too little of something.
+    130: interrupted. Raises SystemExit with 0 after a help text, 2 for a command line that cannot be read, 143 and 129
+    for SIGTERM and SIGHUP in the middle of something that had to be undone.
     """
     argv = _join_negative(list(sys.argv[1:] if argv is None else argv))
     debug = "--debug" in argv
@@ -158,7 +168,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, _refusals()):
             return _fail(str(error), BAD_INPUT, debug)
+        if shortage := _shortage(error):
+            return _fail(shortage, FAILED, debug)
         return _unexpected(error, debug)
+
+
+def _shortage(error: Exception) -> str:
+    """A line on what the system has too little of, if that is the reason; else ""."""
+    code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    return f"{os.strerror(code)}: {_SHORTAGES[code]}" if code in _SHORTAGES else ""
 
 
 def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, Run | None]:

@@ -1,5 +1,6 @@
 """`ifmdm doctor`, `ifmdm devices` and `ifmdm config check`: what is there, what is not, and how to mend it."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -232,7 +233,7 @@ def examine(config: Path | None, checks: dict[str, Check] | None = None) -> Iter
     """All findings, one after another; none keeps the next from being looked for."""
     try:
         settings = load_settings({}, config)
-        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "no config.toml here, all defaults")
+        path = config or (DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else "no config.toml here, all defaults")
         yield Finding("settings", GOOD, str(path))
     except SettingsError as error:
         yield from (Finding("settings", BAD, problem) for problem in error.problems)
@@ -307,7 +308,7 @@ def config_check(config: Path | None) -> bool:
     if problems:
         print(*problems, sep="\n")
     else:
-        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+        path = config or (DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else None)
         print(f"{path}: every setting can be used" if path else "there is no config.toml here: all defaults")
     return not problems
 

@@ -77,7 +77,12 @@ def find_portrait(portrait: str, consent: bool) -> Path:
     if portrait in bundled:
         return bundled[portrait]
     path = Path(portrait)
-    if not path.exists() and not path.suffix:
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        reason = getattr(error, "strerror", None) or "the path is not valid"
+        raise RenderError(f"{portrait}: cannot be read ({reason}); check the path of the portrait") from error
+    if not there and not path.suffix:
         raise RenderError(
             f"{portrait}: no bundled portrait and no file has this name; bundled are {', '.join(bundled)}"
         )

@@ -34,6 +34,8 @@ from transports.webrtc.ice_servers import FORMS, read_ice_server
 ENV_PREFIX = "IFMDM_"
 ENV_DELIMITER = "__"
 DEFAULT_CONFIG = Path("config.toml")
+#: A device may have no end.
+MAX_CONFIG_BYTES = 1 << 20
 #: Variables that begin as ours do and are no settings: they are for the tests.
 _NO_SETTINGS = ("IFMDM_REQUIRE_BROWSER", "IFMDM_WATCH_SECONDS")
 
@@ -449,7 +451,7 @@ def where(setting: str, config: Path | None = None) -> str:
 
 def _file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:
     """The config file that there is, and what it says. Raises SettingsError."""
-    if config is None and DEFAULT_CONFIG.is_file():
+    if config is None and os.path.lexists(DEFAULT_CONFIG):  # a folder or a broken link is somebody's mistake
         config = DEFAULT_CONFIG
     return config, _read(config) if config else {}
 
@@ -542,9 +544,12 @@ def _by_section(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise SettingsError(f"{path}: the config file cannot be read ({_reason(error)})") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise SettingsError(f"{path}: more than {MAX_CONFIG_BYTES >> 20} MiB is no config file; give another one")
     text = _decoded(path, data)
     try:
         return tomllib.loads(text)

@@ -1,5 +1,6 @@
 """The command line and the settings: what is asked for is done, what cannot be is refused in one line."""
 
+import errno
 import importlib
 import os
 import re
@@ -142,6 +143,11 @@ def test_the_config_file_of_the_project_shows_the_defaults():
         (["--port", "8080"], "unrecognized arguments: --port 8080 (see ifmdm --help)"),
         (["--fps"], "argument --fps: expected one argument"),
         (["--config", "none.toml"], "none.toml: the config file cannot be read"),
+        (["--portrait", f"{'a' * 5000}.jpg"], "a.jpg: cannot be read (File name too long); check the path"),
+        (["--portrait", f"{'a' * 5000}.jpg", "--consent"], "a.jpg: cannot be read (File name too long); check"),
+        (["--audio", f"{'a' * 5000}.wav"], "a.wav: cannot be read (File name too long); check the path"),
+        (["--output", f"{'a' * 5000}.mp4"], "a.mp4: no file can be written there"),
+        (["--weights", "a" * 5000], "a/config.json: cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(args, told, capsys):
@@ -187,6 +193,24 @@ def test_a_wrong_config_file_is_named_with_key_value_and_what_is_allowed(text, t
     Path("config.toml").write_bytes(text.encode("latin-1"))
     assert run("render") == 2
     assert capsys.readouterr().err.startswith(f"ifmdm: {told}")
+
+
+@pytest.mark.parametrize("command", [["render"], ["config", "check"], ["run"]])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (Path.mkdir, "config.toml: the config file cannot be read (Is a directory)"),
+        (lambda path: path.symlink_to("gone.toml"), "config.toml: the config file cannot be read (No such file"),
+        (lambda path: path.symlink_to(path), "config.toml: the config file cannot be read (Too many levels of"),
+        (lambda path: path.symlink_to("/dev/zero"), "config.toml: more than 1 MiB is no config file"),
+    ],
+    ids=["folder", "broken link", "loop", "endless"],
+)
+def test_a_config_file_that_is_none_is_not_passed_over(make, told, command, capsys):
+    make(Path("config.toml"))
+    assert run(*command) == 2
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).removeprefix("ifmdm: ").startswith(told)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -446,6 +470,23 @@ def test_our_own_errors_are_one_line_with_a_hint(monkeypatch, capsys):
     assert shown == "ifmdm: ZeroDivisionError: division by zero (an error of ifmdm; --debug shows where)\n"
     assert run("render", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EMFILE, "x", "lib.py"), "Too many open files: allow this process more open files: ulimit -n"),
+        (OSError(errno.ENOSPC, "x"), "No space left on device: free some space on the disk"),
+        (MemoryError("x"), "Cannot allocate memory: close other programs"),
+    ],
+)
+def test_what_the_system_has_too_little_of_is_no_error_of_ours(error, told, monkeypatch, capsys):
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr(render, "render", short)
+    assert run("render") == 1
+    assert capsys.readouterr().err.startswith(f"ifmdm: {told}")
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):

@@ -46,12 +46,13 @@ def webp(name: bytes, body: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(part)) + b"WEBP" + part
 
 
-def jpeg_says(width: int, height: int) -> bytes:
-    """A small JPEG with a frame header of another size behind its own."""
+def jpeg_says(width: int, height: int, marker: int = 0xC2, bits: int = 8) -> bytes:
+    """A small JPEG with another frame header behind its own."""
     plain = encode(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
     start = plain.index(b"\xff\xc2")
     end = start + 2 + int.from_bytes(plain[start + 2 : start + 4], "big")
-    return plain[:end] + plain[start : start + 5] + struct.pack(">HH", height, width) + plain[start + 9 :]
+    header = bytes([255, marker, *plain[start + 2 : start + 4], bits]) + struct.pack(">HH", height, width)
+    return plain[:end] + header + plain[start + 9 :]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,8 @@ def jpeg_says(width: int, height: int) -> bytes:
             "25 million for a WebP",
         ),
         (jpeg_says(65_500, 65_500), "65500 x 65500 pixels, the limit is 50 million"),
+        (jpeg_says(64, 64, marker=0xC3), "lossless, hierarchical or of 12 bits is not supported"),
+        (jpeg_says(64, 64, bits=12), "lossless, hierarchical or of 12 bits is not supported"),
         (SCANS, "more than 64 scans"),
         (SCANS[:2] + b"\xff" * 100_000 + SCANS[2:], "the JPEG is damaged"),
         (SCANS[:20] + b"\0" * 100_000 + SCANS[20:], "the JPEG is damaged"),

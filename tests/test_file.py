@@ -230,6 +230,18 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     assert left_behind(tmp_path) == ["a.mp4"]
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("stem", ["😀" * 62, "中" * 83, "ü" * 125, "a" * 251])
+def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path, stem, in_pieces):
+    path = tmp_path / f"{stem}.mp4"
+    with writer(path, in_pieces=in_pieces) as made:
+        hidden = made.part.name
+        made.write_video(grey(100))
+        made.write_audio(tone(640, 16000))
+    assert left_behind(tmp_path) == [path.name]
+    assert hidden.startswith(f".{stem[:50]}")
+
+
 def test_a_link_is_followed_not_replaced(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "a.mp4").symlink_to(tmp_path / "real" / "b.mp4")

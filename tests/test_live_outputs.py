@@ -660,6 +660,13 @@ def test_a_recording_gets_a_name_that_is_free(tmp_path):
     assert next_take(taken) == tmp_path / "rec-3.mp4"
 
 
+def test_a_recording_whose_next_name_would_be_too_long_is_refused_in_one_line(tmp_path):
+    taken = tmp_path / f"{'a' * 251}.mp4"
+    taken.touch()
+    with pytest.raises(TransportError, match=r"a\.mp4: is there, and no name for another one \(File name too long\)"):
+        next_take(taken)
+
+
 def test_what_was_cut_off_is_found_by_its_name_where_it_can_be_played(tmp_path):
     def part(name: str, holds: bytes = b"....ftypisom....moov") -> Path:
         (tmp_path / name).write_bytes(holds)

@@ -344,6 +344,10 @@ def test_damage_anywhere_is_a_clean_refusal_or_a_picture(ada, kind, spots):
         (b"GIF89a" + bytes(50), "GIF is not supported"),
         (b"II*\0" + bytes(50), "TIFF is not supported"),
         (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC is not supported"),
+        (b"\0\0\0\x24ftyphevc" + bytes(50), "HEIC is not supported"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL is not supported"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50), "JPEG 2000 is not supported"),
+        (b"8BPS\0\1" + bytes(50), "PSD is not supported"),
         (b"<?xml version='1.0'?><svg/>", "SVG is not supported"),
     ],
 )

@@ -55,6 +55,14 @@ def fake_head(more: str, *args: str, folder: Path, **given) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **pipes)
 
 
+def test_the_engine_reports_nothing_to_anybody(tmp_path):
+    """ONNX Runtime does, and keeps a number of the machine in the user's folder, unless it is told not to."""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    told = {name: value for name, value in ENVIRONMENT.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    subprocess.run([sys.executable, "-c", "import engine.backend"], env=told, cwd=tmp_path, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []
+
+
 # --- streams
 
 

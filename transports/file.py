@@ -40,6 +40,9 @@ IN_PIECES = {"movflags": "+hybrid_fragmented+delay_moov", "frag_duration": "1000
 # would leave out a last picture that came in the piece before.
 IN_ORDER = {"bf": "0"}
 
+#: Most systems take names of 255 bytes.
+STEM_BYTES = 200
+
 # Left to itself, swscale takes the colour of every second pixel only, and rounds colours down.
 _CAREFUL = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
@@ -68,6 +71,14 @@ def check_output(path: str | Path) -> Path:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {target.parent} cannot be written to: give another name")
     return target
+
+
+def short_stem(target: Path) -> str:
+    """What of a file's name is in that of the hidden file beside it, which must not become longer than names may be."""
+    stem = target.stem[:64]
+    while len(os.fsencode(stem)) > STEM_BYTES:
+        stem = stem[:-1]
+    return stem
 
 
 def has_encoder(name: str) -> bool:
@@ -142,7 +153,7 @@ class Mp4Writer:
             raise OutputError(f"{path}: the voice must have 1 or 2 channels, not {audio_channels}")
         self._path = Path(path)
         self._target = check_output(path)
-        self._part = self._target.with_name(f".{self._target.stem[:64]}-{secrets.token_hex(4)}.part")
+        self._part = self._target.with_name(f".{short_stem(self._target)}-{secrets.token_hex(4)}.part")
         self._shape = (height, width, 3)
         self._fps = fps
         self._audio_rate = audio_rate
@@ -279,7 +290,8 @@ class Mp4Writer:
         with contextlib.suppress(Exception):
             self._container.close()
         if not (self._in_pieces and self._frames):
-            self._part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._part.unlink()
 
     def __enter__(self) -> Self:
         return self

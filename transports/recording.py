@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transports.file import Mp4Writer, check_output
+from transports.file import Mp4Writer, check_output, short_stem
 from transports.media import LazySink, MediaFormat, MediaFrame, TransportError
 
 #: Pictures that may wait for the encoder, and frames of any kind. What is more is dropped: the last picture stays.
@@ -24,14 +24,17 @@ def next_take(path: str | Path) -> Path:
     """Where a recording goes that is to replace none: `path`, or if that is there, the first of path-2, path-3, ..."""
     path = Path(path)
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], numbered) if not each.exists())
+    try:
+        return next(each for each in itertools.chain([path], numbered) if not each.exists())
+    except OSError as error:  # with the number it is too long
+        raise TransportError(f"{path}: is there, and no name for another one ({error.strerror}): move it") from error
 
 
 def cut_off(path: str | Path) -> list[Path]:
     """The hidden files of takes of `path` that never became whole, and can be played. One that another process is
     writing looks the same."""
     target = Path(path).resolve()
-    names = re.compile(rf"\.{re.escape(target.stem[:64])}(-\d+)?-[0-9a-f]{{8}}\.part")
+    names = re.compile(rf"\.{re.escape(short_stem(target))}(-\d+)?-[0-9a-f]{{8}}\.part")
     try:
         found = sorted(each for each in target.parent.iterdir() if names.fullmatch(each.name))
     except OSError:  # a folder that may be written to and not be looked into
