@@ -4,8 +4,10 @@ FFmpeg reads all of that but for a few words, which are read here from the file'
 file's or an estimate, and whether an end mark is there.
 """
 
+import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -21,6 +23,13 @@ _FROM_ZERO, _JOINED_SECONDS = ("mov", "matroska"), 60.0
 #: For people who hear or see differently, or about the film: not what is said in it.
 _ASIDE = Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.karaoke
 _OGG_PAGE_BYTES = 65_307
+#: WAVE_FORMAT_PCM, _IEEE_FLOAT, _ALAW, _MULAW and _EXTENSIBLE.
+_UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)
+#: A length of data from here on stands for one that was not known when the header was written.
+_UNKNOWN_BYTES = 0x7FFF_0000
+_MOST_CHUNKS = 1000
+#: What begins a tag, which is no sound, and stands between MP3 files that were joined byte by byte.
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 _MP3_HEAD_BYTES = 1 << 12
 
 
@@ -48,21 +57,27 @@ def offset(container: av.container.InputContainer, stream: av.audio.stream.Audio
 def cut_off(
     path: Path, container: av.container.InputContainer, stream: av.audio.stream.AudioStream, late: float, heard: float
 ) -> str:
-    """Words on how a file ends before it should, as far as it tells; "" if it does not, or if it cannot be told.
+    """Words on how a file ends before it should, as far as it tells, or goes on unread, and what to do; "" if it does
+    not, or if it cannot be told.
 
     late: as offset says; heard: seconds of sound in it.
     """
-    stated = _stated(path, container, stream, late)
+    stated = _stated(path, container, stream, late, heard)
     if stated is not None:
         if heard < stated - max(SLACK_SECONDS, 0.01 * stated):
-            return f"cut off: it ends after {heard:.1f} of {stated:.1f} s"
-        return ""
+            return f"cut off: it ends after {heard:.1f} of {stated:.1f} s; get a whole copy"
+        return _more(path) if container.format.name == "wav" else ""
     name = container.format.name
     size = path.stat().st_size
     missing = {"ogg": not _ogg_ends(path), "avi": _riff_bytes(path) > size, "w64": _w64_bytes(path) > size}
     if missing.get(name):
-        return f"cut off, it seems: it ends after {heard:.1f} s, without an end mark"
+        return f"cut off, it seems: it ends after {heard:.1f} s, without an end mark; get a whole copy"
     return ""
+
+
+def is_tag(packet: bytes) -> bool:
+    """Whether what could not be decoded is a tag."""
+    return packet.startswith(_TAGS)
 
 
 def lacks_index(path: Path) -> bool:
@@ -72,18 +87,18 @@ def lacks_index(path: Path) -> bool:
 
 
 def _stated(
-    path: Path, container: av.container.InputContainer, stream: av.audio.stream.AudioStream, late: float
+    path: Path, container: av.container.InputContainer, stream: av.audio.stream.AudioStream, late: float, heard: float
 ) -> float | None:
     """Seconds of sound that a file says it has; None if it does not."""
     name, rate = container.format.name, stream.codec_context.sample_rate
     length = float(stream.duration * stream.time_base) if stream.duration else None
     if name == "wav":
-        return _wav_seconds(path) or length
+        return _wav_seconds(path, heard) or length
     if name in ("aiff", "caf"):
         return stream.frames / rate if stream.frames and stream.codec_context.name.startswith("pcm") else None
-    if name.startswith("mov") or name in ("flac", "au") or (name == "mp3" and _mp3_states(path)):
+    if name.startswith("mov") or name in ("flac", "au", "tta") or (name == "mp3" and _mp3_states(path)):
         return length
-    if name.startswith("matroska"):  # as an end, not as a length
+    if name.startswith("matroska") or name == "flv":  # as an end, not as a length
         text = stream.metadata.get("DURATION", "")
         try:
             hours, minutes, seconds = map(float, text.split(":"))
@@ -119,17 +134,31 @@ def _w64_bytes(path: Path) -> int:
         return int.from_bytes(file.read(24)[16:], "little")
 
 
-def _wav_seconds(path: Path) -> float | None:
-    """How long the data of a WAV file is by its header; None where that is not known."""
-    a_second = 0
+def _wav_seconds(path: Path, heard: float) -> float | None:
+    """How long the data of a WAV file is by its header; None where that is not known. heard: seconds of what is there.
+
+    Of samples without compression it is told by their bytes alone: many a header is wrong about bytes a second.
+    """
+    at, a_second = 0, 0
     for name, size, head in _riff_chunks(path):
-        if name not in (b"RIFF", b"fmt ", b"data"):
-            continue
         if name == b"fmt " and len(head) == 16:
-            a_second = struct.unpack("<HHIIHH", head)[3]
+            form, _, _, a_second = struct.unpack("<HHII", head[:12])
+            a_second = 0 if form in _UNCOMPRESSED else a_second
         if name == b"data":  # about 2 or 4 GiB stand for a length that was not known
-            return size / a_second if a_second and 0 < size < 0x7FFF_0000 else None
+            there = path.stat().st_size - at - 8
+            if not 0 < size < _UNKNOWN_BYTES or there <= 0:
+                return None
+            return max(heard * max(1.0, size / there), size / a_second if a_second else 0.0)
+        at += 12 if at == 0 else 8 + size + size % 2
     return None
+
+
+def _more(path: Path) -> str:
+    """Words on a WAV file that another one was joined to, byte by byte: only the first is read."""
+    for at, (name, _, head) in enumerate(islice(_riff_chunks(path), _MOST_CHUNKS)):
+        if at and name == b"RIFF" and head.startswith(b"WAVE"):
+            return "several WAV files one behind the other, of which the first is read; join them with a sound editor"
+    return ""
 
 
 def _ogg_ends(path: Path) -> bool:
@@ -146,7 +175,8 @@ def _ogg_ends(path: Path) -> bool:
 
 
 def _mp3_states(path: Path) -> bool:
-    """Whether an MP3 file says how many frames it has. Else FFmpeg guesses the length from the first frames."""
+    """Whether an MP3 file says how many frames it has. Else, and where others were joined to it, FFmpeg guesses the
+    length from the first frames."""
     with path.open("rb") as file:
         head = file.read(10)
         if head[:3] == b"ID3" and len(head) == 10:
@@ -157,4 +187,8 @@ def _mp3_states(path: Path) -> bool:
         else:
             file.seek(0)
         frame = file.read(_MP3_HEAD_BYTES)
+        whole = path.stat().st_size - file.tell() + len(frame)
+    found = re.search(rb"(?:Xing|Info)\0\0\0(.)(?:....)(....)", frame, re.DOTALL)
+    if found and found[1][0] & 3 == 3:  # it says how many frames, and how many bytes
+        return whole <= 1.05 * int.from_bytes(found[2], "big")
     return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from engine.containers import SLACK_SECONDS, choose_track, cut_off, lacks_index, offset
+from engine.containers import SLACK_SECONDS, choose_track, cut_off, is_tag, lacks_index, offset
 from engine.downmix import KNOWN_CHANNELS, Downmix
 from engine.errors import InputError
 
@@ -288,7 +288,7 @@ def _decode(
             frames = packet.decode()
         except av.FFmpegError:
             # Junk after the last sound is common (tags, a cut packet) and harmless; before it, it is not.
-            reading.damaged = True
+            reading.damaged |= not is_tag(bytes(packet))
             continue
         for frame in frames:
             part = _floats(frame)
@@ -316,7 +316,7 @@ def _decode(
     if words and stream.codec_context.name == "flac" and heard < spread - SLACK_SECONDS / 2:
         raise VoiceError(f"{name}: damaged, {heard:.1f} of {spread:.1f} s left; get a whole copy")
     if words:
-        warnings.append(f"{name}: {words}; get a whole copy")
+        warnings.append(f"{name}: {words}")
 
 
 def _channel_names(frame: av.AudioFrame) -> tuple[str, ...]:

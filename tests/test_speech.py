@@ -444,6 +444,7 @@ CONTAINERS = [
     ("a.m4a", "aac", "fltp", True), ("a.mkv", "libopus", "flt", True), ("a.webm", "libopus", "flt", True),
     ("a.aiff", "pcm_s16be", "s16", True), ("a.au", "pcm_s16be", "s16", True), ("a.caf", "pcm_s16le", "s16", True),
     ("a.opus", "libopus", "flt", False), ("a.w64", "pcm_s16le", "s16", False), ("a.avi", "pcm_s16le", "s16", False),
+    ("a.tta", "tta", "s16", True), ("a.flv", "libmp3lame", "fltp", True),
 ]  # fmt: skip
 
 
@@ -492,6 +493,46 @@ def test_a_wav_of_unknown_length_is_not_cut_off(tmp_path):
         path.write_bytes(data)
         voice = read_voice(path)
         assert (len(voice.samples), voice.warning) == (48_000, "")
+
+
+@pytest.mark.parametrize("a_second", [0, 1, 48_000, 4_000_000])
+def test_a_wav_whose_header_is_wrong_about_bytes_a_second_is_as_long_as_its_samples(tmp_path, a_second):
+    path = write(tmp_path / "a.wav", noise(48_000), 48_000, "pcm_s16le", "s16")
+    data = bytearray(path.read_bytes())
+    data[28:32] = a_second.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert (read_voice(path).seconds, read_voice(path).warning) == (1.0, "")
+    path.write_bytes(data[:-48_000])
+    assert "it ends after 0.5 of 1.0 s" in read_voice(path).warning
+
+
+def test_a_wav_of_compressed_sound_that_is_cut_off_says_so(tmp_path):
+    path = write(tmp_path / "a.wav", noise(48_000), 16_000, "adpcm_ms", "s16")
+    whole = read_voice(path)
+    assert (whole.seconds, whole.warning) == (pytest.approx(3.0, abs=0.1), "")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "it ends after 1.5 of 3." in read_voice(path).warning
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.flac", "a.opus"])
+def test_files_joined_byte_by_byte_are_heard_to_the_end(tmp_path, name):
+    """As programs do with what a speech synthesiser sends, a file a sentence; each MP3 begins with a tag."""
+    codec, fmt = {"a.mp3": ("libmp3lame", "fltp"), "a.flac": ("flac", "s16"), "a.opus": ("libopus", "flt")}[name]
+    path = write(tmp_path / name, noise(48_000), 48_000, codec, fmt)
+    one = path.read_bytes()
+    assert name != "a.mp3" or one.startswith(b"ID3")
+    tag = b"TAG".ljust(128, b"\0") if name == "a.mp3" else b""
+    path.write_bytes((one + tag) * 3)
+    voice = read_voice(path)
+    assert (voice.seconds, voice.warning) == (pytest.approx(3.0, abs=0.2), "")
+
+
+def test_wav_files_joined_byte_by_byte_are_said_to_be(tmp_path):
+    path = write(tmp_path / "a.wav", noise(48_000), 48_000, "pcm_s16le", "s16")
+    path.write_bytes(path.read_bytes() * 2)
+    voice = read_voice(path)
+    assert voice.seconds == 1.0
+    assert "several WAV files one behind the other, of which the first is read" in voice.warning
 
 
 @lru_cache
