@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin import __version__
 from plugin.signals import unwinding
+from plugin.streams import one_line
 
 if TYPE_CHECKING:
     from plugin.settings import Settings
@@ -300,7 +301,7 @@ def _refuse_idle(flags: Mapping[str, Any], settings: "Settings") -> None:
 def _render(args: argparse.Namespace) -> int:
     from plugin.render import render
 
-    print(render(_settings(args, "render")))
+    print(one_line(str(render(_settings(args, "render")))))
     return OK
 
 
@@ -357,7 +358,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     # On a line of its own, even after a progress bar.
-    print(f"ifmdm: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ifmdm: {one_line(message)}", file=sys.stderr)
     return status
 
 

@@ -20,6 +20,7 @@ from plugin.settings import (
     settings_for_measuring,
     where,
 )
+from plugin.streams import one_line
 
 GOOD, POOR, BAD = "ok", "note", "FAILS"
 #: How long a driver may take to answer.
@@ -35,7 +36,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.state:5} {self.check}: {' '.join(self.text.split())}"
+        return f"{self.state:5} {self.check}: {one_line(self.text)}"
 
 
 Check = Callable[[Settings], tuple[str, str]]
@@ -306,7 +307,7 @@ def config_check(config: Path | None) -> bool:
             value = getattr(getattr(settings, section), name)
             problems[_placed(str(error), setting, value, where(setting, config))] = None
     if problems:
-        print(*problems, sep="\n")
+        print(*map(one_line, problems), sep="\n")
     else:
         path = config or (DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else None)
         print(f"{path}: every setting can be used" if path else "there is no config.toml here: all defaults")

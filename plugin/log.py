@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from plugin.streams import one_line
+
 OURS = ("engine", "plugin", "transports")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -42,7 +44,7 @@ class TextFormatter(logging.Formatter):
         more = ", ".join(f"{name} {value}" for name, value in _more(record).items())
         parts = [record.getMessage(), f"({more})" if more else "", _error(record)]
         grave = "" if record.levelno < logging.ERROR else f"{record.levelname.lower()}: "
-        line = " ".join(" ".join(part for part in parts if part).split())
+        line = one_line(" ".join(part for part in parts if part))
         return "\n".join([f"ifmdm: {grave}{line}", *_trace(record)])
 
 

@@ -6,12 +6,21 @@ text and nothing else.
 
 import io
 import os
+import re
 import select
 import sys
 from typing import TextIO
 
 #: How long a reader that is there and takes nothing is waited for, where the system does not wait by itself.
 STALLED_SECONDS = 1.0
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def one_line(text: str) -> str:
+    """A text as one line that does nothing to a terminal, whatever is in the names in it."""
+    return _CONTROL.sub("?", " ".join(text.split()))
 
 
 class Lenient(io.RawIOBase):

@@ -101,6 +101,20 @@ def test_what_an_encoding_has_no_character_for_is_shown_in_another_way(encoding,
     assert done.returncode == 2 and done.stderr.startswith(b"ifmdm: ") and b": no such file" in done.stderr, done
 
 
+def test_a_name_does_nothing_to_a_terminal(tmp_path):
+    """A title, a colour, another line, the same in one byte."""
+    name = "'a\x1b]0;title\x07\x1b[31m\nb\x9b2Jc.mp4'"
+    for line in (
+        f"$IFMDM render --portrait {name}", f"$IFMDM run --no-server --record no/{name}",
+        f"$IFMDM config check --config {name}",
+    ):  # fmt: skip
+        done = shell(line, tmp_path)
+        shown = (done.stdout + done.stderr).decode()
+        assert done.returncode == 2
+        assert "title" in shown and shown.count("\n") == 1
+        assert shown.strip("\n").isprintable(), shown
+
+
 def test_descriptors_that_were_closed_are_taken_before_anything_else_gets_them(tmp_path):
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc here")
