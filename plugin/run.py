@@ -62,6 +62,8 @@ _STATUS_SECONDS = 0.5
 #: the second, it is fast enough again. That takes so many seconds to tell, and is logged again after so many.
 SLOW_SHARE, SWIFT_SHARE, SLOW_LOOKS = 0.25, 0.1, 10
 SLOW_SECONDS, SLOW_AGAIN_SECONDS = 3.0, 60.0
+#: A look that comes so late tells nothing about speed: the process was stopped, or the machine slept.
+STILL_SECONDS = 2.5
 
 
 _log = logging.getLogger(__name__)
@@ -203,6 +205,8 @@ class Punctuality:
         if before is None or made == before[1]:  # a head that makes none has stalled, which is something else
             return False
         seconds, in_time = now - before[0], (made - late) - (before[1] - before[2])
+        if seconds > STILL_SECONDS:  # the machine stood still, which is something else again
+            return False
         self._looks.append((seconds, min(1.0, max(0.0, 1 - in_time / (seconds * self.form.fps)))))
         span = sum(seconds for seconds, _ in self._looks)
         if span < SLOW_SECONDS or self.late <= (SWIFT_SHARE if self.problem else SLOW_SHARE):

@@ -809,6 +809,8 @@ def test_frames_that_are_never_made_are_late_and_a_mend_is_no_more_than_there_is
         [(1.0, 45, 8)] * 20,  # one in six
         [(1.0, 45, 45)] * 2,  # too short to tell
         [*[(1.0, 45, 0)] * 5, (3600.0, 46, 45), *[(1.0, 45, 0)] * 5],  # it slept
+        [(4.2, 45, 40), (1.0, 45, 0)],  # stopped, soon after the start
+        [(1.0, 45, 0), (30.0, 45, 40), (1.0, 45, 10), (1.0, 45, 0)],
         [(1.0, 0, 0)] * 20,  # it has stalled
     ],
 )
