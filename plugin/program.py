@@ -29,6 +29,7 @@ def main() -> int:
         status = _told(status, cli.BAD_INPUT)
     with signals.handled(lambda number, frame: _exit_now(status)):
         _leave(status)
+    signals.ignored()  # the status stands, and the interpreter takes a moment to end, without calling handlers
     return status
 
 

@@ -50,6 +50,13 @@ def handled(handler: Handler) -> Iterator[None]:
         yield
 
 
+def ignored() -> None:
+    """From now on signals do nothing: for the last moment of a process. Outside the main thread nothing changes."""
+    with contextlib.suppress(ValueError):
+        for number in ending():
+            signal.signal(number, signal.SIG_IGN)
+
+
 def end_at_once(number: int, _: FrameType | None = None) -> None:
     """A handler. Nothing of Python's is used, which the signal may have interrupted."""
     if number == signal.SIGINT:

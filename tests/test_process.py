@@ -329,6 +329,23 @@ asyncio.SelectorEventLoop.add_signal_handler = none
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_signal_while_the_interpreter_ends_changes_no_status(number, status, tmp_path):
+    code = f"""
+import os, sys
+from plugin import cli, program
+class Last:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        kill(own, {int(number)})
+last = sys.last = Last()
+cli.main = lambda: {status}
+sys.exit(program.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+
+
 def test_an_engine_that_never_comes_back_is_left_behind_and_the_process_ends_as_it_should(tmp_path):
     """A thread in C++ that asks for the interpreter while that ends used to abort the process."""
     more = """
