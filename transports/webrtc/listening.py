@@ -96,6 +96,8 @@ class InOrder:
         if self._last is not None and (self._last - number) % 2**16 < MAX_MISORDER:
             return False, None
         self._last = number
+        if not packet._data:  # padding, or nothing to say; to a decoder it would be the end of all
+            return False, None
         return False, JitterFrame(packet._data, packet.timestamp)
 
 

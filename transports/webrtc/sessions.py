@@ -22,6 +22,7 @@ from transports.webrtc.dtls import take_rsa
 from transports.webrtc.ice_servers import IceServer
 from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
 from transports.webrtc.refusals import Refusal
+from transports.webrtc.rtcp import tolerate
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
 #: The largest body, and how long it may take to arrive.
@@ -75,6 +76,7 @@ class Session:
         stun = next((each for each in self._servers if not each.is_turn and not each.is_ipv6), None)  # asked by IPv4
         turn = next((each for each in self._servers if each.is_turn), None)
         for transceiver in self.connection.getTransceivers():
+            tolerate(transceiver.receiver.transport)
             ice = transceiver.receiver.transport.transport.iceGatherer._connection
             if stun is not None:
                 ice.stun_server = stun.host, stun.port
