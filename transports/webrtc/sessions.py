@@ -56,11 +56,21 @@ class Session:
 
     def watch(self) -> None:
         """Notice when the peer comes and goes."""
-        self._limit = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self.end)
+        came = False
+
+        def give_up() -> None:
+            _log.info(f"a peer was not connected within {CONNECT_SECONDS:g} s: {self._missing()}")
+            self.end()
+
+        self._limit = asyncio.get_running_loop().call_later(CONNECT_SECONDS, give_up)
 
         def changed() -> None:
+            nonlocal came
             state = self.connection.connectionState
+            if state == "failed" and not came:
+                _log.info(f"a peer could not be connected: {self._missing()}")
             if state == "connected":
+                came = True
                 self._limit.cancel()
                 waiting, self.connected = self.connected, []
                 for call in waiting:
@@ -69,6 +79,15 @@ class Session:
                 self.end()
 
         self.connection.on("connectionstatechange", changed)
+
+    def _missing(self) -> str:
+        """Which of the two steps to a connection did not succeed."""
+        transports = {each.receiver.transport for each in self.connection.getTransceivers()}
+        if any(
+            each.transport.state not in ("connected", "completed") and each.state != "failed" for each in transports
+        ):
+            return "no packets come through between it and this machine (ICE)"
+        return "its DTLS and ours do not agree, perhaps on the kind of its certificate"
 
     async def gather(self) -> None:
         """Set the local description, for which our own candidates are gathered. aiortc is not told the servers itself,
