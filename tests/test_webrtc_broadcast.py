@@ -446,7 +446,7 @@ def test_voice_that_is_in_no_packet_yet_is_not_heard_after_an_interrupt(hushed):
 
 def test_what_aiortc_must_have_for_us_is_there():
     """transports/webrtc reaches into aiortc at these places; if one is gone, so is what hangs on it."""
-    from aiortc import RTCDtlsTransport, RTCRtpReceiver
+    from aiortc import RTCDtlsTransport, RTCIceGatherer, RTCIceTransport, RTCRtpReceiver
     from aiortc.rtcdtlstransport import RtpRouter
 
     class Transport:
@@ -458,6 +458,7 @@ def test_what_aiortc_must_have_for_us_is_there():
         assert hasattr(RTCRtpReceiver("audio", Transport()), "_RTCRtpReceiver__jitter_buffer")
         assert hasattr(RtpRouter(), "register_sender")
         assert hasattr(RTCDtlsTransport, "_handle_rtp_data") and hasattr(RTCDtlsTransport, "_handle_rtcp_data")
+        assert RTCIceTransport(RTCIceGatherer())._connection._protocols == []
 
     asyncio.run(main())
 

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import logging
 import re
+import socket
 import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from aioice import stun
 from aiortc import AudioStreamTrack, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
 from webrtc_peers import ALONE, Head, Heard, listeners, offer, post, serving, until, watching
 
@@ -17,7 +19,7 @@ from transports.webrtc import listening
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import GapFiller, hear, samples_of
 from transports.webrtc.options import WebRtcOptions
-from transports.webrtc.rtcp import MAX_SOURCES
+from transports.webrtc.packets import MAX_SOURCES
 from transports.webrtc.whep import whep_routes
 from transports.webrtc.whip import Speakers, whip_routes
 
@@ -139,6 +141,49 @@ def test_packets_that_cannot_be_read_are_dropped_and_the_voice_goes_on(caplog):
 
     asyncio.run(main())
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_checks_that_cannot_be_read_are_dropped(caplog):
+    """STUN with attributes of other lengths than they have, from anybody in the network, to all our addresses; and one
+    of the peer's own without a priority, which it must have."""
+
+    async def main():
+        async with studio() as (_, ears, client, url):
+            peer, _, text = await speak(client, url, Tone())
+            own = re.search(r"a=candidate:\S+ 1 udp \d+ (\d[\d.]+) (\d+) typ host", text)
+            assert own is not None
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                for kind in (0x0006, 0x0009, 0x0020, 0x0024, 0x0025, 0x8028, 0x8029, 0x802A):
+                    for size in (0, 4, 12):
+                        head = struct.pack("!HHL12sHH", 1, 4 + size, stun.COOKIE, b"x" * 12, kind, size)
+                        stranger.sendto(head + b"y" * size, (own[1], int(own[2])))
+                check = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+                names = [re.search(r"a=ice-ufrag:(\S+)", each)[1] for each in (text, peer.localDescription.sdp)]
+                check.attributes["USERNAME"] = ":".join(names)
+                check.add_message_integrity(re.search(r"a=ice-pwd:(\S+)", text)[1].encode())
+                stranger.sendto(bytes(check), (own[1], int(own[2])))
+                stranger.settimeout(2)
+                answered = await asyncio.to_thread(stranger.recv, 1500)
+                assert stun.parse_message(answered).message_method == stun.Method.BINDING
+            await until(lambda: ears and ears[0].count > 4000)
+            await peer.close()
+
+    asyncio.run(main())
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_an_endpoint_may_end_in_a_slash():
+    async def main():
+        async with studio() as (speakers, _, client, url):
+            peer, location, _ = await speak(client, f"{url}/", Tone())
+            assert location.startswith("/whip/") and speakers.count == 1
+            async with client.delete(url.replace("/whip", location)) as response:
+                assert response.status == 200
+            async with client.options(f"{url}/") as response:
+                assert response.headers["Accept-Post"] == "application/sdp"
+            await peer.close()
+
+    asyncio.run(main())
 
 
 def test_a_peer_with_hundreds_of_sources_is_let_go_like_any_other():

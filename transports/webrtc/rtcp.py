@@ -1,18 +1,16 @@
 """What viewers report and what we tell them, in RTCP.
 
-aiortc hands out none of it. So this module reaches into its senders and their transports, all in one place, and needs
-there: RTCRtpSender._handle_rtcp_packet, _send_rtcp, _ssrc and transport._rtp_router, and RTCDtlsTransport's
-_handle_rtp_data and _handle_rtcp_data; tests/test_webrtc_broadcast.py checks.
+aiortc hands out none of it. So this module reaches into its senders, all in one place, and needs there:
+RTCRtpSender._handle_rtcp_packet, _send_rtcp, _ssrc and transport._rtp_router; tests/test_webrtc_broadcast.py checks.
 """
 
-import logging
 import math
 import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from aiortc import RTCDtlsTransport, RTCRtpSender, clock
+from aiortc import RTCRtpSender, clock
 from aiortc.rtp import (
     RTCP_PSFB_APP,
     RTCP_PSFB_FIR,
@@ -28,10 +26,6 @@ from aiortc.rtp import (
 #: Packets of one stream that are sent to one viewer once more: in a second, and at once. A report of 1200 bytes may ask
 #: for 5000 of them; that many, again and again, would keep the event loop from everything else.
 RESENT_PER_SECOND, RESENT_AT_ONCE = 400.0, 128
-#: Sources of RTP that one peer may have: a report names no more (RFC 3550 section 6.4.2).
-MAX_SOURCES = 31
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,33 +64,6 @@ def spare(sender: RTCRtpSender, now: Callable[[], float] = time.monotonic) -> No
         await handle(packet)
 
     sender._handle_rtcp_packet = sparing
-
-
-def tolerate(transport: RTCDtlsTransport) -> None:
-    """Have a packet that cannot be read be dropped (RFC 3550 section A.1, RFC 8285 section 4.1), and those of a peer's
-    sources beyond MAX_SOURCES. aiortc ends the connection at some packets that it cannot read, such as one with a
-    header extension of an unusual length, and cannot be closed once it has more sources to report on."""
-    rtp, rtcp, sources = transport._handle_rtp_data, transport._handle_rtcp_data, set()
-
-    async def known(data: bytes, **more: object) -> None:
-        source = data[8:12]
-        if source in sources or len(sources) < MAX_SOURCES:
-            sources.add(source)
-            await rtp(data, **more)
-
-    transport._handle_rtp_data, transport._handle_rtcp_data = _dropping(known), _dropping(rtcp)
-
-
-def _dropping(handle: Callable) -> Callable:
-    async def dropping(data: bytes, **more: object) -> None:
-        try:
-            await handle(data, **more)
-        except ConnectionError:
-            raise
-        except Exception as error:
-            _log.debug("a packet was dropped: %s: %s", type(error).__name__, error)
-
-    return dropping
 
 
 def hear(sender: RTCRtpSender, feedback: Feedback) -> None:

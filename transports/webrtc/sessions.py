@@ -21,8 +21,8 @@ from transports.webrtc.description import unreadable
 from transports.webrtc.dtls import take_rsa
 from transports.webrtc.ice_servers import IceServer
 from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
+from transports.webrtc.packets import tolerate_checks, tolerate_media
 from transports.webrtc.refusals import Refusal
-from transports.webrtc.rtcp import tolerate
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
 #: The largest body, and how long it may take to arrive.
@@ -94,9 +94,10 @@ class Session:
         as it takes no IPv6 address for one, and of each kind just one; it is aioice that asks them."""
         stun = next((each for each in self._servers if not each.is_turn and not each.is_ipv6), None)  # asked by IPv4
         turn = next((each for each in self._servers if each.is_turn), None)
-        for transceiver in self.connection.getTransceivers():
-            tolerate(transceiver.receiver.transport)
-            ice = transceiver.receiver.transport.transport.iceGatherer._connection
+        transports = dict.fromkeys(each.receiver.transport for each in self.connection.getTransceivers())
+        for transport in transports:
+            tolerate_media(transport)
+            ice = transport.transport.iceGatherer._connection
             if stun is not None:
                 ice.stun_server = stun.host, stun.port
             if turn is not None:
@@ -104,6 +105,8 @@ class Session:
                 ice.turn_ssl = turn.scheme == "turns"
                 ice.turn_username, ice.turn_password = turn.username, turn.password
         await self.connection.setLocalDescription()
+        for transport in transports:
+            tolerate_checks(transport.transport)
 
     async def add(self, candidates: Iterable[tuple[str, RTCIceCandidate]]) -> None:
         """Have candidates checked, as far as this peer's quota goes. candidates: (mid of the part that it was told
@@ -343,8 +346,8 @@ def session_routes(
         return web.Response()
 
     return [
-        web.post(path, refusing(post)),
-        web.options(path, options),
+        *(web.post(each, refusing(post)) for each in (path, f"{path}/")),  # as people type it
+        *(web.options(each, options) for each in (path, f"{path}/")),
         web.patch(f"{path}/{{session}}", refusing(patch)),
         web.delete(f"{path}/{{session}}", refusing(delete)),
         web.options(f"{path}/{{session}}", session_options),
