@@ -172,6 +172,28 @@ def test_checks_that_cannot_be_read_are_dropped(caplog):
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
+def test_a_voice_goes_on_when_its_sender_changes_its_source():
+    """Goodbye for the old one comes in RTCP, as GStreamer sends it, also when it is the one that is heard."""
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count > 1000)
+            sender = peer.getSenders()[0]
+            for source in (sender._ssrc, 4242):
+                payload = int(re.search(r"a=rtpmap:(\d+) opus", peer.remoteDescription.sdp)[1])
+                await sender.transport._send_rtp(struct.pack("!BBHLL", 0x80, payload, 1, 0, 4242) + b"\xf8\xff\xfe")
+                await sender.transport._send_rtp(struct.pack("!BBHL", 0x81, 203, 1, source))
+            await asyncio.sleep(0.1)
+            count = ears[0].count
+            await until(lambda: ears[0].count > count + 8000)
+            assert (len(ears), ears[0].left, speakers.count) == (1, 0, 1)
+            await peer.close()
+            await until(lambda: ears[0].left and speakers.count == 0)
+
+    asyncio.run(main())
+
+
 def test_an_endpoint_may_end_in_a_slash():
     async def main():
         async with studio() as (speakers, _, client, url):
