@@ -113,8 +113,8 @@ def hasten(receiver: RTCRtpReceiver) -> None:
 
 
 def outlast(receiver: RTCRtpReceiver) -> None:
-    """Have a receiver go on when a peer says goodbye for one of its sources (RTCP BYE, RFC 3550 section 6.6), as it does
-    that changes its SSRC. aiortc would end the track, for good; a peer that says nothing more is noticed anyway."""
+    """Have a receiver go on when a peer says goodbye for one of its sources (RTCP BYE, RFC 3550 section 6.6), as one
+    does that changes its SSRC. aiortc would end the track, for good; that nothing more comes is noticed anyway."""
     handle = receiver._handle_rtcp_packet
 
     async def outlasting(packet: object) -> None:
