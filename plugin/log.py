@@ -2,22 +2,25 @@
 
 Modules log with the standard library, to the logger of their own name; what belongs to a line goes into `extra`. Never
 logged: sound, pictures, tokens, addresses of those who watch, what a request holds. A traceback is shown at level debug
-only. What libraries say is shown from warnings on.
+only. What libraries say is shown from warnings on, the same again not before AGAIN_SECONDS are over.
 """
 
 import contextlib
 import json
 import logging
+import math
 import select
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from plugin.streams import one_line
 
 OURS = ("engine", "plugin", "transports")
+#: Of libraries: seconds from one line of a kind to the next, and kinds that are remembered.
+AGAIN_SECONDS, KINDS = 10.0, 256
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -85,6 +88,7 @@ class Terminal(logging.Handler):
 
     def __init__(self, out: TextIO, form: str = "text") -> None:
         super().__init__()
+        self.addFilter(OneOfAKind())
         self.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
         self._out, self._live, self._shown = out, form == "text" and out.isatty(), 0
         self._lost = 0
@@ -130,6 +134,27 @@ class Terminal(logging.Handler):
             self._out.write(text)
             self._out.flush()
         return text
+
+
+class OneOfAKind(logging.Filter):
+    """Of what other packages log, one line of a kind in AGAIN_SECONDS: some tell of each packet of a peer's that is not
+    as it should be, and a peer sends as many as it likes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._told: dict[tuple[str, int, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in OURS:
+            return True
+        now, kind = self._clock(), (record.name, record.levelno, str(record.msg)[:200])
+        if now - self._told.get(kind, -math.inf) < AGAIN_SECONDS:
+            return False
+        if len(self._told) >= KINDS:
+            self._told.clear()
+        self._told[kind] = now
+        return True
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from plugin.log import logging_to
+from plugin.log import AGAIN_SECONDS, OneOfAKind, logging_to
 
 
 def logged(form: str = "text", level: str = "info", say=None) -> list[str]:
@@ -56,6 +56,28 @@ def test_where_an_error_comes_from_is_told_to_who_asks(form):
     text = "\n".join(logged(form, "debug"))
     assert "too small to tell" in text
     assert "raise ValueError" in text
+
+
+def test_a_library_that_says_the_same_of_every_packet_does_not_fill_the_log():
+    def say():
+        for _ in range(1000):
+            logging.getLogger("aiortc.rtcrtpreceiver").warning("failed to decode %s frame", "opus")
+        logging.getLogger("aiortc.rtcrtpreceiver").warning("something else")
+        for _ in range(3):
+            logging.getLogger("plugin").info("ours")
+
+    assert logged(say=say) == ["ifmdm: failed to decode opus frame", "ifmdm: something else", *["ifmdm: ours"] * 3]
+
+
+@pytest.mark.parametrize("after, told", [(0.0, False), (AGAIN_SECONDS - 1, False), (AGAIN_SECONDS, True)])
+def test_what_a_library_says_is_told_again_after_a_while(after, told):
+    now = [100.0]
+    sparing = OneOfAKind(lambda: now[0])
+    record = logging.LogRecord("aiortc", logging.WARNING, "", 0, "%d failed", (1,), None)
+    assert sparing.filter(record)
+    now[0] += after
+    record.args = (2,)
+    assert sparing.filter(record) is told
 
 
 def test_the_status_line_makes_way_for_what_is_told():

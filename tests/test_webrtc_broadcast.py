@@ -10,13 +10,14 @@ import av
 import numpy as np
 import pytest
 from aiortc import RTCRtpSender
-from aiortc.rtp import RTCP_PSFB_FIR, RtcpPsfbPacket
+from aiortc.rtp import RTCP_PSFB_FIR, RtcpPsfbPacket, pack_rtcp_packet
 from webrtc_peers import RATE, Dated, Head, Viewer, click, clicks, flash, flashes, flat, serving, until, watching
 
 from transports.media import MediaFormat, TransportError
 from transports.webrtc.broadcast import KEYFRAME_SECONDS, MAX_WAITING, Broadcast, PacketTrack
 from transports.webrtc.encoders import VideoEncoder, VoiceEncoder, to_i420, video_time
 from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.rtcp import RESENT_AT_ONCE, RESENT_PER_SECOND, Resending
 from transports.webrtc.thinning import Thinning
 from transports.webrtc.whep import whep_routes
 
@@ -445,7 +446,7 @@ def test_voice_that_is_in_no_packet_yet_is_not_heard_after_an_interrupt(hushed):
 
 def test_what_aiortc_must_have_for_us_is_there():
     """transports/webrtc reaches into aiortc at these places; if one is gone, so is what hangs on it."""
-    from aiortc import RTCRtpReceiver
+    from aiortc import RTCDtlsTransport, RTCIceGatherer, RTCIceTransport, RTCRtpReceiver
     from aiortc.rtcdtlstransport import RtpRouter
 
     class Transport:
@@ -456,8 +457,50 @@ def test_what_aiortc_must_have_for_us_is_there():
         assert all(hasattr(sender, name) for name in ("_handle_rtcp_packet", "_send_rtcp", "_ssrc", "transport"))
         assert hasattr(RTCRtpReceiver("audio", Transport()), "_RTCRtpReceiver__jitter_buffer")
         assert hasattr(RtpRouter(), "register_sender")
+        assert hasattr(RTCDtlsTransport, "_handle_rtp_data") and hasattr(RTCDtlsTransport, "_handle_rtcp_data")
+        assert RTCIceTransport(RTCIceGatherer())._connection._protocols == []
 
     asyncio.run(main())
+
+
+def test_packets_are_sent_once_more_as_often_as_a_viewer_needs_it_and_no_more():
+    """What a report asks for twice comes once; beyond the allowance nothing comes until there is time for it."""
+    resending = Resending()
+    assert resending.admit([7, 8, 7, 9, 8], 0.0) == [7, 8, 9]
+    assert resending.admit(range(5000), 0.0) == list(range(RESENT_AT_ONCE - 3))
+    assert resending.admit([1], 0.0) == []
+    assert resending.admit(range(5000), 0.1) == list(range(round(RESENT_PER_SECOND / 10)))
+    assert resending.admit(range(5000), 1000.0) == list(range(RESENT_AT_ONCE))
+
+
+def test_a_viewer_that_asks_for_everything_again_and_again_costs_nobody_else_anything():
+    """Reports of 1200 bytes that ask for 5000 packets each, as one that is broken or means harm may send."""
+
+    async def test(head, broadcast, client, url):
+        async with watching(client, url) as viewer:
+            await until(lambda: len(viewer.pictures) > 30)
+            (session,) = broadcast.sessions._open.values()
+            senders = [each for each in session.connection.getSenders() if each.track is not None]
+            assert len(senders) == 2
+            transport, sent = senders[0].transport, []
+            send = transport._send_rtp
+
+            async def counting(data):
+                sent.append(data)
+                await send(data)
+
+            transport._send_rtp = counting
+            for sender in senders:
+                last = max(sender._RTCRtpSender__rtp_history.values(), key=lambda each: each.timestamp).sequence_number
+                fci = b"".join(struct.pack("!HH", (last - at % 100) % 2**16, 0xFFFF) for at in range(300))
+                report = pack_rtcp_packet(205, 1, struct.pack("!LL", 1, sender._ssrc) + fci)
+                began, before = time.monotonic(), len(sent)
+                for _ in range(20):
+                    await transport._handle_rtcp_data(report)
+                told = RESENT_AT_ONCE + RESENT_PER_SECOND * (time.monotonic() - began)
+                assert 10 < len(sent) - before <= told + 20  # and what is new meanwhile
+
+    run(test)
 
 
 def test_the_system_says_how_much_waits():

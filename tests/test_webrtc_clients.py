@@ -1,10 +1,13 @@
-"""Clients that others wrote, over real HTTP: libdatachannel, which OBS speaks WHIP with, and GStreamer."""
+"""Clients that others wrote, over real HTTP: libdatachannel, which OBS speaks WHIP with, GStreamer, and FFmpeg."""
 
 import asyncio
 import contextlib
+import datetime
 import json
+import logging
 import re
 import struct
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,9 @@ import av
 import numpy as np
 import pytest
 from browsing import HERE, needs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from webrtc_peers import Head, listeners, serving, until
 
 from transports.webrtc.broadcast import Broadcast
@@ -169,3 +175,48 @@ def test_gstreamer_watches(setup, codecs):
             assert client.process.returncode == 0, client.lines
 
     asyncio.run(main())
+
+
+def certificate(curve: ec.EllipticCurve, into: Path) -> tuple[Path, Path]:
+    """(certificate, key) as PEM files."""
+    key, name = ec.generate_private_key(curve), x509.Name([])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    now = datetime.datetime.now(datetime.UTC)
+    made = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1)).sign(key, hashes.SHA256())
+    (into / "certificate").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    (into / "key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    return into / "certificate", into / "key"
+
+
+def test_ffmpeg_speaks(tmp_path):
+    """It offers no candidates, and to be the DTLS server."""
+
+    async def main():
+        async with place() as (_, speakers, ears, url):
+            files = certificate(ec.SECP256R1(), tmp_path)
+            async with running(sys.executable, HERE / "ffmpeg_speak.py", f"{url}/whip", TONE, *files) as client:
+                await client.waits(lambda: ears and ears[0].count > 48_000)
+            assert client.process.returncode == 0, client.lines
+            await until(lambda: ears[0].left and speakers.count == 0)
+            assert ears[0].rates == {48_000}
+            assert pitch(ears[0].chunks, 48_000) == pytest.approx(TONE, abs=5)
+
+    asyncio.run(main())
+
+
+def test_a_peer_whose_certificate_cannot_be_met_is_told_of(tmp_path, caplog):
+    """P-224, which FFmpeg takes by itself where it has GnuTLS, and OpenSSL refuses."""
+    caplog.set_level(logging.INFO, "transports")
+
+    async def main():
+        async with place() as (_, speakers, ears, url):
+            files = certificate(ec.SECP224R1(), tmp_path)
+            async with running(sys.executable, HERE / "ffmpeg_speak.py", f"{url}/whip", TONE, *files):
+                await until(lambda: [each for each in caplog.records if "a peer could not" in each.message])
+                await until(lambda: speakers.count == 0)
+            assert not ears
+
+    asyncio.run(main())
+    (told,) = [each.message for each in caplog.records if "a peer could not" in each.message]
+    assert told.endswith("its DTLS and ours do not agree, perhaps on the kind of its certificate")

@@ -191,6 +191,7 @@ SHAPES: dict[str, tuple[str, Change, str, list[str]]] = {
     "obs": ("obs", same, "/whip", [TAKEN, INACTIVE]),
     "obs hevc": ("obs-hevc", same, "/whip", [TAKEN, REFUSED]),
     "obs av1": ("obs-av1", same, "/whip", [TAKEN, REFUSED]),
+    "ffmpeg": ("ffmpeg-send", same, "/whip", [TAKEN, INACTIVE]),
     "libdatachannel": ("libdatachannel-send", same, "/whip", [TAKEN, INACTIVE]),
     "gstreamer watches": ("gstreamer-watch", same, "/whep", [TAKEN, TAKEN]),
     "pion watches": ("pion-watch", same, "/whep", [TAKEN, TAKEN]),
@@ -306,6 +307,18 @@ SHAPES: dict[str, tuple[str, Change, str, list[str]]] = {
         [TAKEN, INACTIVE],
     ),
     "attributes that say nothing": ("safari-send", swap(r"^(a=mid:.*)\r", r"\1\r\n" + ODD), "/whip", [TAKEN, INACTIVE]),
+    "h264 of which nothing is said": (
+        "pion-watch",
+        both(
+            only(0),
+            swap("BUNDLE 0 1", "BUNDLE 0"),
+            without(r"a=fmtp.*"),
+            swap(r"^(m=video 9 \S+).*", r"\1 102\r"),
+            without(r"a=(rtpmap|rtcp-fb):(?!102).*"),
+        ),
+        "/whep",
+        [TAKEN],
+    ),
     "numbers that are none": ("safari-send", swap("minptime=10", "minptime=ten"), "/whip", [TAKEN, INACTIVE]),
     "fmtp of formats that are not there": (
         "obs",

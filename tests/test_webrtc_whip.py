@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
+import re
+import socket
+import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from aioice import stun
 from aiortc import AudioStreamTrack, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
 from webrtc_peers import ALONE, Head, Heard, listeners, offer, post, serving, until, watching
 
@@ -14,6 +19,7 @@ from transports.webrtc import listening
 from transports.webrtc.broadcast import Broadcast
 from transports.webrtc.listening import GapFiller, hear, samples_of
 from transports.webrtc.options import WebRtcOptions
+from transports.webrtc.packets import MAX_SOURCES
 from transports.webrtc.whep import whep_routes
 from transports.webrtc.whip import Speakers, whip_routes
 
@@ -96,6 +102,133 @@ def test_a_voice_is_heard_as_it_was_sent_until_the_session_is_deleted(codec, rat
         chunks = [chunk if chunk.ndim == 1 else chunk.mean(1) for chunk in ears[0].chunks]
         assert all(chunk.dtype == np.int16 for chunk in ears[0].chunks)
         assert pitch(np.concatenate(chunks)[rate // 10 :], rate) == pytest.approx(440, abs=10)
+
+    asyncio.run(main())
+
+
+ODD_PACKETS = {
+    "a level of three bytes": (0x90, b"\xbe\xde\x00\x01\x12abc"),
+    "a level of none, in the long form": (0x90, b"\x10\x00\x00\x01\x01\x00\x00\x00"),
+    "a name in no encoding": (0x90, b"\xbe\xde\x00\x01\x21\xff\xfe\x00"),
+    "extensions longer than the packet": (0x90, b"\xbe\xde\xff\xff"),
+    "more padding than there is": (0xA0, b"\xff"),
+    "nothing": (0x80, b""),
+}
+
+
+def test_packets_that_cannot_be_read_are_dropped_and_the_voice_goes_on(caplog):
+    """Whatever comes behind the head of a packet, encrypted as it should be; and reports of nothing but noise."""
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count > 1000)
+            sender = peer.getSenders()[0]
+            payload = re.search(r"a=rtpmap:(\d+) opus", peer.remoteDescription.sdp)[1]
+            for number, (first, rest) in enumerate(ODD_PACKETS.values()):
+                head = struct.pack("!BBHLL", first, int(payload), number, 0, 12345)
+                data = sender.transport._tx_srtp.protect(head + rest) if number != 3 else head + rest
+                await sender.transport.transport._send(data)
+            (session,) = speakers.sessions._open.values()
+            transport = session.connection.getTransceivers()[0].receiver.transport
+            for kind in range(200, 208):
+                for size in (0, 4, 8, 20):
+                    await transport._handle_rtcp_data(struct.pack("!BBH", 0x9F, kind, size // 4) + bytes(range(size)))
+            count = ears[0].count
+            await until(lambda: ears[0].count > count + 4000)
+            assert (speakers.count, peer.connectionState) == (1, "connected")
+            await peer.close()
+
+    asyncio.run(main())
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_checks_that_cannot_be_read_are_dropped(caplog):
+    """STUN with attributes of other lengths than they have, from anybody in the network, to all our addresses; and one
+    of the peer's own without a priority, which it must have."""
+
+    async def main():
+        async with studio() as (_, ears, client, url):
+            peer, _, text = await speak(client, url, Tone())
+            own = re.search(r"a=candidate:\S+ 1 udp \d+ (\d[\d.]+) (\d+) typ host", text)
+            assert own is not None
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                for kind in (0x0006, 0x0009, 0x0020, 0x0024, 0x0025, 0x8028, 0x8029, 0x802A):
+                    for size in (0, 4, 12):
+                        head = struct.pack("!HHL12sHH", 1, 4 + size, stun.COOKIE, b"x" * 12, kind, size)
+                        stranger.sendto(head + b"y" * size, (own[1], int(own[2])))
+                check = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+                names = [re.search(r"a=ice-ufrag:(\S+)", each)[1] for each in (text, peer.localDescription.sdp)]
+                check.attributes["USERNAME"] = ":".join(names)
+                check.add_message_integrity(re.search(r"a=ice-pwd:(\S+)", text)[1].encode())
+                stranger.sendto(bytes(check), (own[1], int(own[2])))
+                stranger.settimeout(2)
+                answered = await asyncio.to_thread(stranger.recv, 1500)
+                assert stun.parse_message(answered).message_method == stun.Method.BINDING
+            await until(lambda: ears and ears[0].count > 4000)
+            await peer.close()
+
+    asyncio.run(main())
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_a_voice_goes_on_when_its_sender_changes_its_source():
+    """Goodbye for the old one comes in RTCP, as GStreamer sends it, also when it is the one that is heard."""
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, _, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count > 1000)
+            sender = peer.getSenders()[0]
+            for source in (sender._ssrc, 4242):
+                payload = int(re.search(r"a=rtpmap:(\d+) opus", peer.remoteDescription.sdp)[1])
+                await sender.transport._send_rtp(struct.pack("!BBHLL", 0x80, payload, 1, 0, 4242) + b"\xf8\xff\xfe")
+                await sender.transport._send_rtp(struct.pack("!BBHL", 0x81, 203, 1, source))
+            await asyncio.sleep(0.1)
+            count = ears[0].count
+            await until(lambda: ears[0].count > count + 8000)
+            assert (len(ears), ears[0].left, speakers.count) == (1, 0, 1)
+            await peer.close()
+            await until(lambda: ears[0].left and speakers.count == 0)
+
+    asyncio.run(main())
+
+
+def test_an_endpoint_may_end_in_a_slash():
+    async def main():
+        async with studio() as (speakers, _, client, url):
+            peer, location, _ = await speak(client, f"{url}/", Tone())
+            assert location.startswith("/whip/") and speakers.count == 1
+            async with client.delete(url.replace("/whip", location)) as response:
+                assert response.status == 200
+            async with client.options(f"{url}/") as response:
+                assert response.headers["Accept-Post"] == "application/sdp"
+            await peer.close()
+
+    asyncio.run(main())
+
+
+def test_a_peer_with_hundreds_of_sources_is_let_go_like_any_other():
+    """Nothing of it is left once its session is deleted, and the voice that was there before them is heard on."""
+
+    async def main():
+        async with studio() as (speakers, ears, client, url):
+            peer, location, _ = await speak(client, url, Tone())
+            await until(lambda: ears and ears[0].count > 1000)
+            sender = peer.getSenders()[0]
+            payload = int(re.search(r"a=rtpmap:(\d+) opus", peer.remoteDescription.sdp)[1])
+            for source in range(400):
+                await sender.transport._send_rtp(struct.pack("!BBHLL", 0x80, payload, 1, 0, source))
+            (session,) = speakers.sessions._open.values()
+            receiver = session.connection.getTransceivers()[0].receiver
+            await asyncio.sleep(1.6)  # the next report on them
+            assert 1 < len(receiver._RTCRtpReceiver__remote_streams) <= MAX_SOURCES
+            count = ears[0].count
+            await until(lambda: ears[0].count > count + 4000)
+            async with client.delete(url.replace("/whip", location)) as response:
+                assert response.status == 200
+            assert session.connection.connectionState == "closed"
+            await peer.close()
 
     asyncio.run(main())
 

@@ -172,7 +172,7 @@ def write_section(section: Section, mid: str, transport: Transport, direction: s
     for payload, codec in maps.items():
         lines.append(f"a=rtpmap:{payload} {codec}")
         lines += _feedback(section.values("rtcp-fb"), payload)
-        lines += _parameters(section.values("fmtp"), payload)
+        lines += _parameters(section.values("fmtp"), payload, codec)
     lines += [f"a=ice-ufrag:{transport.ufrag}", f"a=ice-pwd:{transport.password}"]
     lines += [f"a=fingerprint:{' '.join(each.split())}" for each in transport.fingerprints]
     # A peer that would do either is given the client's role (RFC 8842 section 5.3), in which most certificates do.
@@ -225,8 +225,10 @@ def _feedback(values: Iterable[str], payload: int) -> list[str]:
     return [f"a=rtcp-fb:{payload} {each[2]}" for each in found if each and each[1] in ("*", str(payload))]
 
 
-def _parameters(values: Iterable[str], payload: int) -> list[str]:
-    """a=fmtp of a payload type, without the parameters whose numbers are none."""
+def _parameters(values: Iterable[str], payload: int, codec: str) -> list[str]:
+    """a=fmtp of a payload type, without the parameters whose numbers are none. H.264 of which no packetization-mode is
+    said is taken as what everybody reads, mode 1, though RFC 6184 has it be mode 0: GStreamer and others that say none
+    read both, and the answer says which it is."""
     found = (re.fullmatch(r"([0-9]{1,3}) +(.+)", value) for value in values)
     texts = [each[2] for each in found if each and int(each[1]) == payload]
     kept = []
@@ -234,4 +236,6 @@ def _parameters(values: Iterable[str], payload: int) -> list[str]:
         name, equals, value = (word.strip() for word in parameter.partition("="))
         if name and not (equals and name in FMTP_INT_PARAMETERS and not re.fullmatch("-?[0-9]{1,9}", value)):
             kept.append(f"{name}{equals}{value}")
+    if codec.upper().startswith("H264/") and not any(each.startswith("packetization-mode=") for each in kept):
+        kept.append("packetization-mode=1")
     return [f"a=fmtp:{payload} {';'.join(kept)}"] if kept else []

@@ -11,7 +11,7 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCRtpReceiver
 from aiortc.jitterbuffer import MAX_MISORDER, JitterFrame
 from aiortc.mediastreams import MediaStreamError
-from aiortc.rtp import RtpPacket
+from aiortc.rtp import RtcpByePacket, RtpPacket
 
 #: Lost voice becomes silence, up to here at a time. Who was silent for longer begins anew.
 GAP_SECONDS = 1.0
@@ -96,6 +96,8 @@ class InOrder:
         if self._last is not None and (self._last - number) % 2**16 < MAX_MISORDER:
             return False, None
         self._last = number
+        if not packet._data:  # padding, or nothing to say; to a decoder it would be the end of all
+            return False, None
         return False, JitterFrame(packet._data, packet.timestamp)
 
 
@@ -108,6 +110,18 @@ def hasten(receiver: RTCRtpReceiver) -> None:
     place = "_RTCRtpReceiver__jitter_buffer"
     if hasattr(receiver, place):
         setattr(receiver, place, InOrder())
+
+
+def outlast(receiver: RTCRtpReceiver) -> None:
+    """Have a receiver go on when a peer says goodbye for one of its sources (RTCP BYE, RFC 3550 section 6.6), as one
+    does that changes its SSRC. aiortc would end the track, for good; that nothing more comes is noticed anyway."""
+    handle = receiver._handle_rtcp_packet
+
+    async def outlasting(packet: object) -> None:
+        if not isinstance(packet, RtcpByePacket):
+            await handle(packet)
+
+    receiver._handle_rtcp_packet = outlasting
 
 
 def attend(track: MediaStreamTrack, listener: Listener) -> Callable[[], None]:

@@ -4,8 +4,10 @@ aiortc hands out none of it. So this module reaches into its senders, all in one
 RTCRtpSender._handle_rtcp_packet, _send_rtcp, _ssrc and transport._rtp_router; tests/test_webrtc_broadcast.py checks.
 """
 
+import math
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aiortc import RTCRtpSender, clock
@@ -13,11 +15,17 @@ from aiortc.rtp import (
     RTCP_PSFB_APP,
     RTCP_PSFB_FIR,
     RTCP_PSFB_PLI,
+    RTCP_RTPFB_NACK,
     RtcpPsfbPacket,
     RtcpRrPacket,
+    RtcpRtpfbPacket,
     RtcpSrPacket,
     unpack_remb_fci,
 )
+
+#: Packets of one stream that are sent to one viewer once more: in a second, and at once. A report of 1200 bytes may ask
+#: for 5000 of them; that many, again and again, would keep the event loop from everything else.
+RESENT_PER_SECOND, RESENT_AT_ONCE = 400.0, 128
 
 
 @dataclass
@@ -28,6 +36,34 @@ class Feedback:
     keyframe: Callable[[], None] = lambda: None
     loss: Callable[[float], None] = lambda part: None
     remb: Callable[[float], None] = lambda bitrate: None
+
+
+@dataclass
+class Resending:
+    """Which of the packets that a viewer misses it gets once more. left: how many it may have at `then`, in seconds."""
+
+    left: float = RESENT_AT_ONCE
+    then: float = math.inf
+
+    def admit(self, lost: Iterable[int], now: float) -> list[int]:
+        """Each once, as far as its allowance goes; the others need a keyframe, which it will ask for."""
+        self.left = min(RESENT_AT_ONCE, self.left + max(0.0, now - self.then) * RESENT_PER_SECOND)
+        self.then = now
+        kept = list(dict.fromkeys(lost))[: int(self.left)]
+        self.left -= len(kept)
+        return kept
+
+
+def spare(sender: RTCRtpSender, now: Callable[[], float] = time.monotonic) -> None:
+    """Bound what a viewer has a sender send once more (generic NACK, RFC 4585 section 6.2.1)."""
+    handle, resending = sender._handle_rtcp_packet, Resending()
+
+    async def sparing(packet: object) -> None:
+        if isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            packet.lost = resending.admit(packet.lost, now())
+        await handle(packet)
+
+    sender._handle_rtcp_packet = sparing
 
 
 def hear(sender: RTCRtpSender, feedback: Feedback) -> None:

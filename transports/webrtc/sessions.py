@@ -21,6 +21,7 @@ from transports.webrtc.description import unreadable
 from transports.webrtc.dtls import take_rsa
 from transports.webrtc.ice_servers import IceServer
 from transports.webrtc.offers import Offer, Part, answer, read_offer, routes, take
+from transports.webrtc.packets import tolerate_checks, tolerate_media
 from transports.webrtc.refusals import Refusal
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
@@ -55,11 +56,21 @@ class Session:
 
     def watch(self) -> None:
         """Notice when the peer comes and goes."""
-        self._limit = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self.end)
+        came = False
+
+        def give_up() -> None:
+            _log.info(f"a peer was not connected within {CONNECT_SECONDS:g} s: {self._missing()}")
+            self.end()
+
+        self._limit = asyncio.get_running_loop().call_later(CONNECT_SECONDS, give_up)
 
         def changed() -> None:
+            nonlocal came
             state = self.connection.connectionState
+            if state == "failed" and not came:
+                _log.info(f"a peer could not be connected: {self._missing()}")
             if state == "connected":
+                came = True
                 self._limit.cancel()
                 waiting, self.connected = self.connected, []
                 for call in waiting:
@@ -69,13 +80,24 @@ class Session:
 
         self.connection.on("connectionstatechange", changed)
 
+    def _missing(self) -> str:
+        """Which of the two steps to a connection did not succeed."""
+        transports = {each.receiver.transport for each in self.connection.getTransceivers()}
+        if any(
+            each.transport.state not in ("connected", "completed") and each.state != "failed" for each in transports
+        ):
+            return "no packets come through between it and this machine (ICE)"
+        return "its DTLS and ours do not agree, perhaps on the kind of its certificate"
+
     async def gather(self) -> None:
         """Set the local description, for which our own candidates are gathered. aiortc is not told the servers itself,
         as it takes no IPv6 address for one, and of each kind just one; it is aioice that asks them."""
         stun = next((each for each in self._servers if not each.is_turn and not each.is_ipv6), None)  # asked by IPv4
         turn = next((each for each in self._servers if each.is_turn), None)
-        for transceiver in self.connection.getTransceivers():
-            ice = transceiver.receiver.transport.transport.iceGatherer._connection
+        transports = dict.fromkeys(each.receiver.transport for each in self.connection.getTransceivers())
+        for transport in transports:
+            tolerate_media(transport)
+            ice = transport.transport.iceGatherer._connection
             if stun is not None:
                 ice.stun_server = stun.host, stun.port
             if turn is not None:
@@ -83,6 +105,8 @@ class Session:
                 ice.turn_ssl = turn.scheme == "turns"
                 ice.turn_username, ice.turn_password = turn.username, turn.password
         await self.connection.setLocalDescription()
+        for transport in transports:
+            tolerate_checks(transport.transport)
 
     async def add(self, candidates: Iterable[tuple[str, RTCIceCandidate]]) -> None:
         """Have candidates checked, as far as this peer's quota goes. candidates: (mid of the part that it was told
@@ -322,8 +346,8 @@ def session_routes(
         return web.Response()
 
     return [
-        web.post(path, refusing(post)),
-        web.options(path, options),
+        *(web.post(each, refusing(post)) for each in (path, f"{path}/")),  # as people type it
+        *(web.options(each, options) for each in (path, f"{path}/")),
         web.patch(f"{path}/{{session}}", refusing(patch)),
         web.delete(f"{path}/{{session}}", refusing(delete)),
         web.options(f"{path}/{{session}}", session_options),

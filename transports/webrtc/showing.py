@@ -4,7 +4,7 @@ from aiortc import RTCRtpSender, RTCRtpTransceiver
 from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 
 from transports.webrtc.broadcast import Broadcast, PacketTrack
-from transports.webrtc.rtcp import date, hear, waiting
+from transports.webrtc.rtcp import date, hear, spare, waiting
 from transports.webrtc.sessions import Session
 
 
@@ -15,7 +15,8 @@ def capabilities(kind: str, name: str) -> list[RTCRtpCodecCapability]:
 
 
 def wire(sender: RTCRtpSender, track: PacketTrack, broadcast: Broadcast) -> None:
-    """Tie a sender to the broadcast's clock, and its queue to what the system takes."""
+    """Tie a sender to the broadcast's clock, its queue to what the system takes, and bound what it sends once more."""
+    spare(sender)
     track.waiting = lambda: waiting(sender)
     date(sender, track.clock, lambda: track.last, broadcast.seconds)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from aiohttp import web
 
 from transports.webrtc.broadcast import Broadcast
-from transports.webrtc.listening import Listener, attend, hasten
+from transports.webrtc.listening import Listener, attend, hasten, outlast
 from transports.webrtc.offers import Offer, Part
 from transports.webrtc.options import CODECS, links
 from transports.webrtc.refusals import Refusal
@@ -50,6 +50,7 @@ def whep_routes(
             answer = await negotiate(session, offer, kept)
             if speaks:
                 hasten(found["audio"].receiver)
+                outlast(found["audio"].receiver)
                 track = found["audio"].receiver.track
                 session.connected.append(lambda: session.ended.append(attend(track, listen())))
         return created(request, session, answer, links(options))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiortc import MediaStreamTrack
 
-from transports.webrtc.listening import Listener, attend, hasten
+from transports.webrtc.listening import Listener, attend, hasten, outlast
 from transports.webrtc.offers import Offer, Part
 from transports.webrtc.options import WebRtcOptions, links
 from transports.webrtc.refusals import Refusal
@@ -71,6 +71,7 @@ def whip_routes(speakers: Speakers, path: str = "/whip") -> list[web.RouteDef]:
                 session.connection.addTransceiver("video", "inactive")
             answer = await negotiate(session, offer, kept)
             hasten(transceiver.receiver)
+            outlast(transceiver.receiver)
             track = transceiver.receiver.track
             session.connected.append(lambda: speakers.attend(session, track))
         return created(request, session, answer, links(options))
