@@ -28,7 +28,7 @@ def main() -> int:
             status = left.code if isinstance(left.code, int) else cli.FAILED if left.code else cli.OK
         status = _told(status, cli.BAD_INPUT)
     with signals.handled(lambda number, frame: _exit_now(status)):
-        _leave(status)
+        leave(status)
     signals.ignored()  # the status stands, and the interpreter takes a moment to end, without calling handlers
     return status
 
@@ -44,7 +44,7 @@ def _told(status: int, lost: int) -> int:
     return lost if problem and not status else status
 
 
-def _leave(status: int) -> None:
+def leave(status: int) -> None:
     """End the process if threads were left behind, such as one that is stuck in a driver.
 
     Python would call the interpreter's end with them running, and one that comes back from native code then is ended

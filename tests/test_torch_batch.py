@@ -255,12 +255,14 @@ def test_after_the_end_frames_are_refused(faces):
 
 
 def test_the_process_ends_while_heads_are_there():
-    """With renderers that nobody closed, one of them at work in a daemon thread."""
+    """With renderers that nobody closed, one of them at work in a daemon thread; as our program ends, since Python's own
+    end aborts where native code comes back to a daemon thread (cpython issue 87135)."""
     code = """
 import sys, threading, numpy as np
 sys.path.insert(0, "tests")
 from test_renderer import portrait
 from engine.backend import TorchBackend
+from plugin.program import leave
 backend = TorchBackend("cpu")
 face = portrait()
 renderers = [backend.renderer(face, 128) for _ in range(2)]
@@ -269,6 +271,7 @@ def loop():
         renderers[1].render(face.coefficients)
 threading.Thread(target=loop, daemon=True).start()
 print(renderers[0].render(face.coefficients).shape)
+leave(0)
 """
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
