@@ -255,8 +255,8 @@ def test_after_the_end_frames_are_refused(faces):
 
 
 def test_the_process_ends_while_heads_are_there():
-    """With renderers that nobody closed, one of them at work in a daemon thread; as our program ends, since Python's own
-    end aborts where native code comes back to a daemon thread (cpython issue 87135)."""
+    """With renderers that nobody closed, one of them at work in a daemon thread. It ends as our program does: Python's
+    own end aborts where native code comes back to a daemon thread (cpython issue 87135)."""
     code = """
 import sys, threading, numpy as np
 sys.path.insert(0, "tests")
