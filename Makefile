@@ -31,7 +31,7 @@ ifdef ARGS
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m beside --numprocesses auto --maxprocesses 4 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m waiting --numprocesses 2 --dist load
-	$(BIN)/python -m pytest -m "not beside and not waiting" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not beside and not waiting"
 endif
 	$(BIN)/ruff check .
 
